@@ -1,0 +1,103 @@
+"""The talker at the paper's size: 512² images from HeadNeRF-sized networks.
+
+    t3d train --config talker --data data/cnn2 --workdir runs/cnn2
+
+Hardware: a GPU or TPU with 16 GB or more. Time and score: not yet measured.
+`--config.paper=True` sets every deviation from the paper back (README, "From paper to code").
+"""
+
+from ml_collections import ConfigDict
+
+
+def stage(steps: int, batch_size: int, learning_rate: float, **more) -> ConfigDict:
+    return ConfigDict(
+        dict(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=min(200, steps // 10 + 1),
+            validate_every=max(1, steps // 10),
+            validation_batches=4,
+            save_every=max(1, steps // 10),
+            weight_decay=0.0,
+            clip_norm=1.0,
+            ema=0.0,
+        )
+        | more
+    )
+
+
+def get_config(paper: bool = False) -> ConfigDict:
+    """The full-size config; `paper=True` is the paper to the letter where it says anything."""
+    config = ConfigDict()
+    config.seed = 0
+    config.size = 512  # side of the images, pixels
+    config.dtype = "float32"  # or bfloat16: of the networks' matrix products
+    config.mel_steps = 16 if paper else 24  # length of LipNet's and StyleNet's window, 80 a second
+
+    config.sync = dict(width=64, dim=256, judge_width=48)
+    config.lip = dict(
+        width=64,
+        bottleneck=32,
+        dropout=0.0 if paper else 0.3,
+        sync_weight=0.03,  # of Eq. 2
+        mouth_gain=0.0 if paper else 8.0,  # what the mouth weighs more in the L1 loss
+        augment=not paper,  # of the mel: gain, noise, masks
+    )
+    config.prior = dict(width=64)
+    config.speech = dict(
+        width=128,
+        dropout=0.0 if paper else 0.2,
+        inputs="disentangled",  # Table II: disentangled, speech, entire
+        lip_weight=0.0 if paper else 1.0,  # loss on the lips' vertices beside Eq. 3
+        style_weight=0.0 if paper else 0.01,  # keeps f_exp-style small: only what speech lacks
+        smooth=0.0 if paper else 1.0,  # frames, deviation of the codes' smoothing at test time
+        augment=not paper,
+    )
+    config.nerf = dict(
+        rays=32,
+        samples=64 if paper else 16,
+        width=384,
+        depth=8,
+        skip=4,
+        features=256,
+        encoding="fourier" if paper else "planes",
+        octaves=10,
+        resolutions=(64, 256),
+        channels=16,
+        sampling="uniform" if paper else "shell",
+        near=-14.0,  # cm from the head's centre, for uniform sampling
+        far=14.0,
+        latent=0 if paper else 8,  # width of the per-frame code of what is not speech
+        oracle=0.0 if paper else 0.5,  # share of f_exp-aud from real lower faces in training
+        mouth_weight=0.0 if paper else 4.0,  # what the mouth weighs more in Eq. 6
+        l1_weight=0.0 if paper else 0.1,
+        gradient_weight=0.0 if paper else 0.1,
+        mask_weight=0.0 if paper else 0.1,  # opacity against the head mask
+        geometry_weight=0.0 if paper else 0.05,  # 3DMM depth and silhouette at random cameras
+        latent_weight=0.0 if paper else 1e-3,
+    )
+    config.au = dict(units=(10, 14, 20, 25, 26), dim=256, width=32)
+    config.space = dict(
+        au_codes=500,
+        global_codes=1024,
+        width=128,
+        patch=16,
+        use_au=True,  # Table III
+        use_global=True,
+        beta_au=0.25,  # β1 of Eq. 11
+        beta_global=0.25,  # β2
+        gradient_weight=0.0 if paper else 0.5,
+        renders=0.0 if paper else 0.5,  # share of the field's own renders among the inputs
+        render_every=1,  # training frames from one render to the next
+    )
+    config.stages = dict(
+        sync=stage(20_000, 64, 1e-3),
+        lip=stage(20_000, 64, 1e-3),
+        prior=stage(20_000, 64, 1e-3),
+        speech=stage(10_000, 128, 1e-3),
+        nerf=stage(60_000, 8, 2e-3),
+        au=stage(5_000, 32, 1e-3),
+        space=stage(40_000, 8, 1e-3),
+    )
+    return config

@@ -1,0 +1,184 @@
+"""Model files that the program needs and does not carry: found, fetched or imported."""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pooch
+
+from t3d import facekit
+from t3d.errors import UserError
+
+_MEDIAPIPE = "https://storage.googleapis.com/mediapipe-models"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A model file.
+
+    filename: its name on disk; url: its public home, "" when it can only be imported; sha256: of
+    the file, or its first digits where no more is published; home: where a person finds it.
+    """
+
+    filename: str
+    url: str
+    sha256: str
+    licence: str
+    use: str
+    home: str
+
+
+ASSETS = {
+    "face_landmarker": Asset(
+        filename="face_landmarker.task",
+        url=f"{_MEDIAPIPE}/face_landmarker/face_landmarker/float16/1/face_landmarker.task",
+        sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+        licence="Apache-2.0",
+        use="finding faces in real video",
+        home="MediaPipe's FaceLandmarker",
+    ),
+    "deeplab_v3": Asset(
+        filename="deeplab_v3.tflite",
+        url=f"{_MEDIAPIPE}/image_segmenter/deeplab_v3/float32/1/deeplab_v3.tflite",
+        sha256="06a27d60cecf20ba6ab1824f610ce9afcb36edd23449ec3c82af9c52f2cb711b",
+        licence="Apache-2.0",
+        use="cutting heads out of real video",
+        home="MediaPipe's ImageSegmenter",
+    ),
+    "ict_facekit": Asset(
+        filename="ict_facekit.npz",
+        url="",
+        sha256="758667a72837f6567063b0d5221f9b8c5eec0fe218735ab9a3ade7e80cf69b43",
+        licence="MIT",
+        use="--prior ict",
+        home="github.com/ICT-VGL/ICT-FaceKit, folder FaceXModel",
+    ),
+    "lpips_alex": Asset(
+        filename="lpips_alex.pth",
+        url="",
+        sha256="",
+        licence="BSD-2-Clause",
+        use="the LPIPS metric (its linear heads)",
+        home="the `lpips` package on PyPI, lpips/weights/v0.1/alex.pth",
+    ),
+    "alexnet": Asset(
+        filename="alexnet-owt-7be5be79.pth",
+        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        sha256="7be5be79",
+        licence="BSD-3-Clause",
+        use="the LPIPS metric (its backbone)",
+        home="torchvision's AlexNet",
+    ),
+}
+
+
+def find(name: str) -> Path:
+    """Where an asset lies: in the folder $T3D_ASSETS, else in the user's cache; never downloads.
+
+    Raises UserError, with the commands that help, when it is in neither or the name is unknown.
+    """
+    asset = _named(name)
+    places = [folder / asset.filename for folder in _folders()]
+    for path in places:
+        if path.is_file():
+            return path
+    remedy = f"`t3d assets import {name} FILE` (from {asset.home})"
+    if asset.url:
+        remedy = f"`t3d assets fetch {name}`, or {remedy}"
+    raise UserError(
+        f"{asset.filename} is not on this machine, needed for {asset.use}; run {remedy}"
+    )
+
+
+def fetch(name: str) -> Path:
+    """Downloads an asset from its public home into the user's cache; returns where it lies.
+
+    Raises UserError: no public home, no connection, or not the file whose sha256 is pinned.
+    """
+    asset = _named(name)
+    if not asset.url:
+        raise UserError(
+            f"{name} cannot be fetched; get {asset.home}, then run `t3d assets import {name} PATH`"
+        )
+    pooch.get_logger().setLevel("WARNING")
+    part = _cache() / f"{asset.filename}.part"
+    try:
+        pooch.retrieve(asset.url, None, part.name, part.parent)
+        _check_digest(part, asset)
+        return part.replace(part.with_suffix(""))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{asset.url}: cannot be fetched ({reason}); download it elsewhere and run "
+            f"`t3d assets import {name} FILE`"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def import_file(name: str, path) -> Path:
+    """Copies an asset's file into the user's cache; returns where it lies.
+
+    For ict_facekit, path may be the folder FaceXModel of a checkout, which is converted. Raises
+    UserError: no such file, or not the file whose sha256 is pinned, or not such a folder.
+    """
+    asset, path = _named(name), Path(path)
+    target = _cache() / asset.filename
+    if name == "ict_facekit" and path.is_dir():
+        arrays = facekit.convert(path)
+        return _place(target, lambda part: np.savez_compressed(part, **arrays))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give {asset.home}")
+    _check_digest(path, asset)
+    return _place(target, lambda part: shutil.copyfile(path, part))
+
+
+def listing() -> list[dict[str, str]]:
+    """One row for each asset: name, licence, use, and path ("" when it is not on this machine)."""
+    rows = []
+    for name, asset in ASSETS.items():
+        paths = [f / asset.filename for f in _folders() if (f / asset.filename).is_file()]
+        path = str(paths[0]) if paths else ""
+        rows.append({"name": name, "licence": asset.licence, "use": asset.use, "path": path})
+    return rows
+
+
+def _named(name: str) -> Asset:
+    if name not in ASSETS:
+        raise UserError(f"no asset named {name!r}; choose one of {', '.join(ASSETS)}")
+    return ASSETS[name]
+
+
+def _folders() -> list[Path]:
+    chosen = os.environ.get("T3D_ASSETS")
+    return ([Path(chosen)] if chosen else []) + [_cache()]
+
+
+def _cache() -> Path:
+    return Path(pooch.os_cache("t3d"))
+
+
+def _check_digest(path: Path, asset: Asset):
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(asset.sha256):
+        raise UserError(
+            f"{path}: not the {asset.filename} that is pinned (sha256 {digest[:12]}…, not "
+            f"{asset.sha256[:12]}…); get it from {asset.home}"
+        )
+
+
+def _place(target: Path, write) -> Path:
+    """Writes a file of the cache under a temporary name first."""
+    part = target.with_name(f"{os.getpid()}.part{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); free it") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,296 @@
+"""The command line: reads arguments, looks whether results can be written, calls the command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import errno
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import t3d
+from t3d.errors import UserError
+
+FAILED, INTERRUPTED = 2, 130
+OVERRIDE = "--config."
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and name the nearest right word."""
+
+    def error(self, message: str):
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if choice:
+            given, known = choice[1], re.findall(r"[\w-]+", choice[2])
+            message = f"no {given!r}{_nearest(given, known)}; choose from {', '.join(known)}"
+        self.exit(FAILED, f"t3d: error: {message} (see {self.prog} --help)\n")
+
+    def options(self) -> list[str]:
+        """Its option names."""
+        return [name for action in self._actions for name in action.option_strings]
+
+
+def _nearest(given: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, 1, 0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _assets(args) -> None:
+    from t3d import assets
+
+    if args.action == "list":
+        print(assets.listing())
+    elif args.action == "fetch":
+        for name in args.names or assets.ASSETS:
+            print(f"{name}: {assets.fetch(name)}")
+    else:
+        print(f"{args.name}: {assets.import_file(args.name, Path(args.file))}")
+
+
+def _synthesize(args) -> None:
+    from t3d.data.synthetic import synthesize
+
+    synthesize(Path(args.out), args.seconds, args.views, args.prior, args.size, args.seed)
+    print(f"{args.out}: a synthetic speaker; next: t3d prepare {args.out} --out DIR")
+
+
+def _later(module: str, function: str) -> Callable:
+    """A command that is imported when it is called: `t3d --help` loads no library."""
+    return lambda args: getattr(importlib.import_module(module), function)(args)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 to 3600 seconds")
+    return value
+
+
+def _size(text: str) -> int:
+    value = int(text)
+    if not 32 <= value <= 2048 or value % 2:
+        raise argparse.ArgumentTypeError(f"{text}: give an even number of pixels, 32 to 2048")
+    return value
+
+
+def _camera(text: str) -> str:
+    angle = r"-?\d+(\.\d+)?"
+    if text not in ("front", "orbit", "recorded") and not re.fullmatch(
+        rf"(yaw|pitch)={angle}(,(yaw|pitch)={angle})?", text
+    ):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give front, orbit, recorded, or degrees such as yaw=30,pitch=-10"
+        )
+    return text
+
+
+def parser() -> tuple[Parser, dict[str, Parser]]:
+    """The program's parser, and that of each command."""
+    top = Parser(prog="t3d", description=t3d.__doc__, allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"t3d {t3d.__version__}")
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of an error",
+    )
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    by_name = {}
+
+    def command(name: str, text: str, run: Callable, outputs: Sequence[str] = ()) -> Parser:
+        sub = commands.add_parser(
+            name, help=text, description=text, parents=[debug], allow_abbrev=False
+        )
+        sub.set_defaults(run=run, outputs=outputs)
+        by_name[name] = sub
+        return sub
+
+    sub = command(
+        "prepare",
+        "make a dataset of a video of one person speaking",
+        _later("t3d.data.prepare", "prepare_command"),
+        ["out"],
+    )
+    sub.add_argument("video", help="a video, or a folder made by t3d synthesize")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the dataset's folder")
+    sub.add_argument("--prior", help="3D head model: ict (default) or procedural")
+    sub.add_argument("--size", type=_size, default=256, help="side of the images in pixels (256)")
+    sub.add_argument("--force", action="store_true", help="replace a dataset that is there")
+
+    sub = command(
+        "train",
+        "train a talker; a stopped training is continued",
+        _later("t3d.run", "train_command"),
+        ["workdir"],
+    )
+    sub.add_argument("--config", default="preview", help="name of a config, or its file (preview)")
+    sub.add_argument("--data", required=True, metavar="DIR[,DIR…]", help="prepared datasets")
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    sub.add_argument("--stage", help="train this stage only")
+    sub.epilog = "--config.KEY=VALUE overrides a value, for instance --config.nerf.samples=32"
+
+    sub = command(
+        "render",
+        "make a trained talker speak",
+        _later("t3d.render", "render_command"),
+        ["out"],
+    )
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="a trained run")
+    sub.add_argument("--audio", required=True, metavar="FILE", help="a WAV, or a video's sound")
+    sub.add_argument(
+        "--camera",
+        type=_camera,
+        default="front",
+        help="front (default), orbit, recorded, or degrees: yaw=30,pitch=-10",
+    )
+    sub.add_argument("--out", required=True, metavar="FILE", help="the mp4 to write")
+    sub.add_argument(
+        "--output",
+        choices=("standardised", "nerf"),
+        default="standardised",
+        help="the decoder's image (default) or the radiance field's",
+    )
+    sub.add_argument("--size", type=_size, help="side of the video in pixels")
+
+    sub = command(
+        "evaluate",
+        "measure a trained talker on frames it has not seen",
+        _later("t3d.evaluate", "evaluate_command"),
+        ["json"],
+    )
+    sub.add_argument("--workdir", required=True, metavar="DIR", help="a trained run")
+    sub.add_argument("--json", metavar="FILE", help="write the figures there")
+    sub.add_argument("--split", choices=("test", "validation"), default="test")
+
+    sub = command(
+        "demo",
+        "synthesise a speaker, learn it, make it speak, measure it",
+        _later("t3d.demo", "demo_command"),
+        ["out"],
+    )
+    sub.add_argument("--out", default="demo", metavar="DIR", help="folder of the results (demo)")
+
+    sub = command("synthesize", "make a speaker whose truth is known", _synthesize, ["out"])
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument("--seconds", type=_seconds, default=60.0, help="length (60)")
+    sub.add_argument("--views", type=int, default=3, help="further cameras (3)")
+    sub.add_argument("--prior", default="procedural", help="procedural (default) or ict")
+    sub.add_argument("--size", type=_size, default=256, help="side in pixels (256)")
+    sub.add_argument("--seed", type=int, default=0, help="another seed, another speaker (0)")
+
+    sub = command(
+        "info",
+        "tell what a dataset or a run is and how it was made",
+        _later("t3d.info", "info_command"),
+        ["json"],
+    )
+    sub.add_argument("path", help="folder of a dataset or a run")
+    sub.add_argument("--json", metavar="FILE", help="write it there")
+
+    sub = command("assets", "list, fetch or import model files", _assets)
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="what there is and where", parents=[debug])
+    fetch = actions.add_parser("fetch", help="download from the public homes", parents=[debug])
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="all if none is named")
+    add = actions.add_parser("import", help="take a file you have", parents=[debug])
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("file", metavar="FILE")
+    return top, by_name
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes `--config.KEY=VALUE` and `--config.KEY VALUE` out: (the others, ['KEY=VALUE', …])."""
+    rest, overrides = [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if not argument.startswith(OVERRIDE):
+            rest.append(argument)
+        elif "=" in argument:
+            overrides.append(argument.removeprefix(OVERRIDE))
+        else:
+            overrides.append(f"{argument.removeprefix(OVERRIDE)}={next(waiting, '')}")
+    return rest, overrides
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments; exits with one line and code 2 when they are wrong."""
+    top, by_name = parser()
+    rest, overrides = split_overrides(arguments)
+    args, unknown = top.parse_known_args(rest)
+    sub = by_name[args.command]
+    if overrides and args.command != "train":
+        unknown.append(f"{OVERRIDE}{overrides[0]}")
+    if unknown:
+        options = [word for word in unknown if word.startswith("-")]
+        given = (options or unknown)[0]
+        sub.error(f"unknown option {given}{_nearest(given.split('=')[0], sub.options())}")
+    args.overrides = overrides
+    return args
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError unless a file or folder can be written at `path` (nothing is made)."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() and there != path:
+        raise UserError(f"{path}: {there} is a file, not a folder; choose another place")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{path}: no permission to write in {there}; choose another place")
+
+
+def _explain(error: OSError) -> str:
+    """One line for what the operating system refused."""
+    where = f"{error.filename}: " if error.filename else ""
+    remedies = {
+        errno.ENOSPC: "no space left on the disk; free some and run the same command again",
+        errno.EDQUOT: "your disk quota is used up; free some space and run the same command again",
+        errno.EACCES: "no permission; choose another place or change its permissions",
+        errno.EPERM: "no permission; choose another place or change its permissions",
+        errno.EROFS: "the file system is read-only; choose another place",
+        errno.ENOENT: "no such file; check the path",
+        errno.ENOTDIR: "a part of this path is a file, not a folder; check the path",
+        errno.EISDIR: "is a folder; give a file",
+    }
+    return where + remedies.get(error.errno, str(error.strerror or error))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `t3d`; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    try:
+        args = parse(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as stop:
+        return stop.code or 0
+    try:
+        for name in args.outputs:
+            if getattr(args, name):
+                check_writable(Path(getattr(args, name)))
+        args.run(args)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt as error:
+        message, code, shown = "stopped; run the same command again to go on", INTERRUPTED, error
+    except UserError as error:
+        message, code, shown = str(error), FAILED, error
+    except BrokenPipeError:  # the reader of our output has gone: `t3d info … | head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        message, code, shown = _explain(error), FAILED, error
+    if args.debug:
+        traceback.print_exception(shown)
+    print(f"t3d: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

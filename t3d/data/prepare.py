@@ -1,0 +1,486 @@
+"""`t3d prepare`: a video of a person speaking to a dataset that t3d learns from.
+
+The folder it makes:
+
+    meta.json      name, source, fps, size, splits, prior, detector, quality, warnings, versions
+    audio.wav      16 kHz mono, sample 0 = frame 0
+    mel.npy        [M, 80] Wav2Lip mel, 80 steps a second
+    track.npz      per frame [T, …]: found, points68, lips79 (fractions of the image side),
+                   blendshapes [53], expression [79], rotvec [3], translation [3] (cm),
+                   head_to_world [4, 4], illumination [27], residual, face_box (cx, cy, side;
+                   fractions), au [5] 0/1, au_intensity [5]; once: identity [100], albedo [100],
+                   intrinsics [4]
+    tfds/          array_record files, one example per frame (speaker_dataset.py)
+    overview.mp4   video | landmarks | fitted mesh | mask
+
+meta.json is written last: a folder that has it is complete. Until then finished parts lie in
+parts/, named by what they were made from, and a rerun goes on after them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import t3d
+from t3d.data import framing, overview, quality, video
+from t3d.data.parts import Parts, fingerprint, pack, unpack, write_atomically
+from t3d.data.speaker_dataset import (
+    EXAMPLE_ARRAYS,
+    FACE_SIZE,
+    FOLDED,
+    META,
+    decode_image,
+    encode_image,
+    fold_frames,
+    on_white,
+    split_ranges,
+    write_examples,
+)
+from t3d.errors import UserError
+from t3d.metrics import action_units, lips
+from t3d.prior import basis, tracker
+from t3d.prior.morphable import MorphableModel
+from t3d.speech.features import mel
+
+SMALLEST_SHARE = 0.5  # of frames with a face, below which a clip is refused
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A source: the video, the hash of what it is made of, and a synthetic speaker's truth."""
+
+    path: Path
+    sha256: str
+    info: video.VideoInfo
+    truth: Path | None
+
+    @property
+    def frames(self) -> int:
+        """About how many frames it has at 25 fps."""
+        return round(self.info.duration * video.FPS)
+
+
+class Bars:
+    """Progress bars of the parts on standard error; a line for each part where that is a file."""
+
+    def __init__(self):
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self):
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error):
+        self._progress.stop()
+
+    def bar(self, name: str, total: int) -> Callable[[int, int], None]:
+        """A new bar; the result takes (done, total)."""
+        task, started = self._progress.add_task(name, total=total), time.monotonic()
+
+        def update(done: int, total: int) -> None:
+            self._progress.update(task, completed=done, total=total)
+            if done == total and not self._console.is_terminal:
+                seconds = time.monotonic() - started
+                print(f"{name}: {total} done in {seconds:.0f} s", file=sys.stderr, flush=True)
+
+        return update
+
+    def over(self, name: str, items: Iterable, total: int) -> Iterator:
+        """The items, counted by a new bar; about `total` of them."""
+        update, count = self.bar(name, total), 0
+        for item in items:
+            yield item
+            count += 1
+            update(count, max(total, count + 1))
+        update(count, count)
+
+
+def prepare(video, out, prior: str | None = None, size: int = 256, force: bool = False) -> dict:
+    """Makes a dataset of a talking video, or of a speaker of `t3d synthesize`.
+
+    Args:
+        video: a video file, or the folder (or its video.mp4) that `t3d synthesize` made; its truth
+            then stands for the detectors (landmarks, masks), while codes and poses are fitted.
+        out: folder to make; a stopped run is continued, a finished one is left as it is.
+        prior: the 3DMM, a name out of t3d.prior.basis.PRIORS; None: 'ict', 'procedural' for a
+            synthetic speaker.
+        size: side of the images in pixels.
+        force: start again where `out` holds a dataset.
+
+    Returns:
+        What meta.json says.
+
+    Raises:
+        UserError: the video is no use (its message says why), or `out` is something else.
+    """
+    out = Path(out)
+    clip = open_clip(Path(video))
+    prior = prior or ("procedural" if clip.truth else "ict")
+    settings = {"source": clip.sha256, "prior": prior, "size": size, "t3d": t3d.__version__}
+    if (meta := _finished(out, settings, force)) is not None:
+        return meta
+    model = basis.load(prior)
+    with _workspace(out) as folder, Bars() as bars:
+        return _Preparation(clip, out, model, settings, Parts(folder), bars).run()
+
+
+def open_clip(path: Path) -> Clip:
+    """Looks at a source without decoding it; UserError when it is no talking video."""
+    if path.is_dir():
+        path = path / "video.mp4"
+        if not path.exists():
+            raise UserError(
+                f"{path.parent}: a folder without video.mp4; give a video, or a folder made by "
+                "t3d synthesize"
+            )
+    info = video.probe_talking(path)
+    truth = path.parent / "truth.npz"
+    truth = truth if path.name == "video.mp4" and truth.exists() else None
+    digest = hashlib.sha256()
+    for part in [path, *([truth, path.parent / "mask.npz"] if truth else [])]:
+        with open(part, "rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    return Clip(path, digest.hexdigest(), info, truth)
+
+
+def _finished(out: Path, settings: dict, force: bool) -> dict | None:
+    """meta.json of a dataset that is there; clears `out` when forced; UserError if foreign."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise UserError(f"{out}: is a file; choose a folder for --out")
+    ours = (out / META).exists() or (out / "parts").exists()
+    if not ours and any(out.iterdir()):
+        raise UserError(f"{out}: holds other files; choose a new folder for --out")
+    if force and ours:
+        shutil.rmtree(out)
+        return None
+    if not (out / META).exists():
+        return None
+    meta = json.loads((out / META).read_text())
+    if meta["fingerprint"] != fingerprint(settings):
+        raise UserError(
+            f"{out}: holds a dataset of another video or other settings; use --force to replace it"
+        )
+    return meta
+
+
+@contextlib.contextmanager
+def _workspace(out: Path):
+    """The folder of the parts; all that this run made is removed again when the video is no use."""
+    missing = [p for p in [out, *out.parents] if not p.exists()]
+    folder = out / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except UserError:
+        if missing:
+            shutil.rmtree(missing[-1])
+        raise
+
+
+class _Preparation:
+    """One run: every method is a part, and is made from the parts above it."""
+
+    def __init__(self, clip, out, model, settings, parts, bars):
+        self.clip: Clip = clip
+        self.out: Path = out
+        self.model: MorphableModel = model
+        self.settings: dict = settings
+        self.parts: Parts = parts
+        self.bars: Bars = bars
+
+    def run(self) -> dict:
+        started = time.monotonic()
+        base = {"source": self.clip.sha256, "t3d": self.settings["t3d"]}
+        sized = base | {"size": self.settings["size"]}
+        marks = self.parts.get("landmarks", base, self._landmarks)
+        frames = self.parts.get("frames", sized, lambda: self._frames(marks))
+        seen = _in_crop(marks, frames["box"])
+        masks = self.parts.get("masks", sized, lambda: self._masks(seen, frames))
+        track = self.parts.get("track", self.settings, lambda: self._track(seen, frames, masks))
+        sound = self._sound(len(seen["found"]))
+        ranges = split_ranges(len(seen["found"]))
+        meta = self._meta(marks, frames, track, ranges, sound)
+        _write_sound(self.out / "audio.wav", sound)
+        write_atomically(self.out / "mel.npy", lambda p: np.save(p, mel(sound)))
+        write_atomically(self.out / "track.npz", lambda p: np.savez(p, **track))
+        self._examples(frames, masks, track, ranges, meta["name"])
+        self._overview(frames, masks, track, sound)
+        meta["seconds"] = round(time.monotonic() - started, 1)
+        text = json.dumps(meta, indent=1, ensure_ascii=False)
+        write_atomically(self.out / META, lambda p: p.write_text(text))
+        shutil.rmtree(self.parts.folder)
+        return meta
+
+    def _landmarks(self) -> Arrays:
+        """Detected points in pixels of the source, gaps bridged; UserError without a face."""
+        if self.clip.truth:
+            return _true_landmarks(self.clip.truth)
+        from t3d.data import landmarks
+
+        images = video.read_frames(self.clip.path)
+        detected = landmarks.detect(self.bars.over("landmarks", images, self.clip.frames))
+        found = np.asarray(detected.found, bool)
+        if found.mean() < SMALLEST_SHARE:
+            share = f"in {found.mean():.0%} of the frames" if found.any() else "in no frame"
+            raise UserError(
+                f"{self.clip.path}: a face was found {share}; give a video of one person speaking "
+                "to the camera"
+            )
+        return {
+            "found": found,
+            "points68": framing.bridge(detected.points68, found),
+            "lips79": framing.bridge(detected.lips79, found),
+            "blendshapes": framing.bridge(detected.blendshapes, found),
+            "others": np.float32(detected.others),
+            "detector": np.array(detected.detector),
+        }
+
+    def _frames(self, marks: Arrays) -> Arrays:
+        """Head crops as JPEG, and the crop (cx, cy, side) in pixels of the source."""
+        box, blobs = None, []
+        images = video.read_frames(self.clip.path)
+        for image in self.bars.over("frames", images, len(marks["found"])):
+            height, width = image.shape[:2]
+            if box is None:
+                box = (width / 2, height / 2, max(width, height))
+                if not self.clip.truth:
+                    box = framing.head_crop(marks["points68"][marks["found"]], width, height)
+            blobs.append(encode_image(video.crop(image, box, self.settings["size"]), "jpeg"))
+        return {"box": np.array(box), **pack(blobs)}
+
+    def _masks(self, seen: Arrays, frames: Arrays) -> Arrays:
+        """Head masks as PNG."""
+        size, count = self.settings["size"], len(seen["found"])
+        if self.clip.truth:
+            with np.load(self.clip.truth.parent / "mask.npz") as truth:
+                whole = truth["mask"]
+            resized = (video.resize(m.astype(np.uint8) * 255, size) for m in whole)
+            return pack([encode_image(m, "png") for m in self.bars.over("masks", resized, count)])
+        from t3d.data import matting
+
+        points = seen["points68"] * size
+        images = (decode_image(unpack(frames, k)) for k in range(count))
+        heads = matting.head_masks(self.bars.over("masks", images, count), points)
+        return pack([encode_image(_byte(head), "png") for head in heads])
+
+    def _track(self, seen: Arrays, frames: Arrays, masks: Arrays) -> Arrays:
+        """All per-frame arrays and constants of track.npz."""
+        ranges = split_ranges(len(seen["found"]))
+        train = fold_frames(ranges, "train")
+        fitted = tracker.track(
+            self.model,
+            SimpleNamespace(**seen),
+            train[seen["found"][train]],
+            lambda index: np.stack([decode_image(unpack(frames, k)) for k in index]),
+            lambda index: np.stack([decode_image(unpack(masks, k)) for k in index]) / 255,
+            progress=self.bars.bar("3DMM tracking", 1),
+        )
+        labels, intensity = action_units.from_blendshapes(
+            seen["blendshapes"], self.model.expression_names, seen["points68"]
+        )
+        return {
+            **{k: seen[k] for k in ("found", "points68", "lips79", "blendshapes")},
+            **fitted,
+            "face_box": framing.face_boxes(seen["points68"]),
+            "au": labels.astype(np.float32),
+            "au_intensity": intensity.astype(np.float32),
+        }
+
+    def _sound(self, frames: int) -> np.ndarray:
+        """The clip's sound, exactly as long as its pictures."""
+        samples = video.read_audio(self.clip.path)
+        length = frames * video.RATE // video.FPS
+        return np.pad(samples[:length], (0, max(0, length - len(samples))))
+
+    def _examples(self, frames, masks, track, ranges, name) -> None:
+        """The array_record files, unless this very track's are there."""
+        marker = self.parts.path("tfds", self.settings)
+        if marker.exists() and (self.out / "tfds").exists():
+            return
+        total = sum(end - first for first, end in ranges.values())
+        update, written = self.bars.bar("dataset", total), 0
+
+        def examples(split: str) -> Iterator[dict]:
+            nonlocal written
+            for frame in range(*ranges[split]):
+                written += 1
+                update(written, total)
+                yield _example(frame, name, frames, masks, track)
+
+        splits = tuple(s for s, (first, end) in ranges.items() if end > first)
+        write_examples(self.out / "tfds", self.settings["size"], splits, examples)
+        marker.touch()
+
+    def _overview(self, frames, masks, track, sound) -> None:
+        marker = self.parts.path("overview", self.settings)
+        if marker.exists() and (self.out / "overview.mp4").exists():
+            return
+        mesh = overview.MeshPainter(self.model, track)
+
+        def paint(frame: int) -> np.ndarray:
+            return overview.panels(
+                decode_image(unpack(frames, frame)),
+                decode_image(unpack(masks, frame)),
+                track["points68"][frame],
+                track["lips79"][frame],
+                lambda image: mesh(image, frame),
+            )
+
+        count = len(track["found"])
+        film = self.bars.over("overview.mp4", overview.film(paint, count), count)
+        video.write_video(self.out / "overview.mp4", film, sound)
+        marker.touch()
+
+    def _meta(self, marks, frames, track, ranges, sound) -> dict:
+        fit = quality.fit_quality(self.model, track)
+        count = len(track["found"])
+        folded = FOLDED[0] in ranges
+        meta = {
+            "name": self.out.resolve().name,
+            "source": self.clip.path.name,
+            "source_sha256": self.clip.sha256,
+            "fingerprint": fingerprint(self.settings),
+            "fps": video.FPS,
+            "size": self.settings["size"],
+            "num_frames": count,
+            "prior": self.settings["prior"],
+            "detector": str(marks["detector"]),
+            "synthetic": self.clip.truth is not None,
+            "crop": [round(float(v), 3) for v in frames["box"]],
+            "splits": {name: list(pair) for name, pair in ranges.items()},
+            "folds": len(FOLDED) if folded else 1,
+            "fitted_on": "train split" + (" of fold 0" if folded else ""),
+            "identity_frame": identity_frame(track, frames, ranges),
+            "quality": fit,
+            "versions": _versions(),
+        }
+        face = float(np.median(track["face_box"][:, 2])) * meta["crop"][2] / framing.FACE_SIDE
+        meta["warnings"] = quality.warnings(track, fit, float(marks["others"]), face, sound)
+        return meta
+
+
+def _true_landmarks(path: Path) -> Arrays:
+    """What a detector would say of a synthetic clip, from its truth."""
+    with np.load(path) as truth:
+        marks = {name: np.float32(truth[name]) for name in ("points68", "lips79", "blendshapes")}
+    found = np.ones(len(marks["points68"]), bool)
+    detector = np.array("truth of the synthetic speaker")
+    return {"found": found, **marks, "others": np.float32(0), "detector": detector}
+
+
+def _in_crop(marks: Arrays, box: np.ndarray) -> Arrays:
+    """The landmarks in fractions of the head crop (cx, cy, side)."""
+    corner, side = box[:2] - box[2] / 2, box[2]
+    moved = {n: ((marks[n] - corner) / side).astype(np.float32) for n in ("points68", "lips79")}
+    return {"found": marks["found"], "blendshapes": marks["blendshapes"], **moved}
+
+
+def _byte(mask: np.ndarray) -> np.ndarray:
+    return (np.clip(mask, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _example(frame: int, name: str, frames: Arrays, masks: Arrays, track: Arrays) -> dict:
+    image, mask = unpack(frames, frame), unpack(masks, frame)
+    head = on_white(decode_image(image), decode_image(mask))
+    face = video.crop(head, track["face_box"][frame] * head.shape[0], FACE_SIZE, 255)
+    constant = ("identity", "albedo", "intrinsics")
+    return {
+        "frame": frame,
+        "speaker": name,
+        "found": bool(track["found"][frame]),
+        "image": image,
+        "mask": mask,
+        "face": encode_image(face, "jpeg"),
+        **{n: np.float32(track[n] if n in constant else track[n][frame]) for n in EXAMPLE_ARRAYS},
+    }
+
+
+def _write_sound(path: Path, samples: np.ndarray) -> None:
+    """16-bit PCM at 16 kHz."""
+
+    def write(temporary: Path) -> None:
+        with wave.open(str(temporary), "wb") as stream:
+            stream.setnchannels(1)
+            stream.setsampwidth(2)
+            stream.setframerate(video.RATE)
+            stream.writeframes((np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes())
+
+    write_atomically(path, write)
+
+
+def identity_frame(track: Arrays, frames: Arrays, ranges: dict[str, tuple[int, int]]) -> int:
+    """The training frame that is most frontal, sharp and closed-mouthed: the paper's I_id."""
+    train = fold_frames(ranges, "train")
+    train = train[track["found"][train]]
+    mouth = lips.mouth_opening(track["points68"])
+    calm = framing.calm_frames(track["points68"], track["rotvec"], mouth, train)
+
+    def sharp(frame: int) -> float:
+        image = decode_image(unpack(frames, frame))
+        box = track["face_box"][frame] * image.shape[0]
+        return framing.sharpness(video.crop(image, box, FACE_SIZE))
+
+    return int(max(calm, key=sharp))
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "numpy", "scipy", "av", "mediapipe", "tensorflow-datasets")
+    found = {"t3d": t3d.__version__}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def prepare_command(args) -> None:
+    """`t3d prepare`: makes the dataset and reports on it."""
+    meta = prepare(args.video, args.out, args.prior, args.size, args.force)
+    fit = meta["quality"]
+    print(
+        f"{args.out}: {meta['num_frames']} frames ({meta['num_frames'] / meta['fps']:.1f} s), "
+        f"{meta['size']} × {meta['size']}, 3D model {meta['prior']}"
+    )
+    print(
+        f"tracked {fit['tracked']:.1%} of the frames; landmarks off by "
+        f"{fit['reprojection']:.2%} of the outer eye distance (median); fitted against "
+        f"detected mouth opening r = {fit['mouth_r']:.3f}"
+    )
+    for text in meta["warnings"]:
+        print(f"warning: {text}")
+    print(f"see {Path(args.out) / 'overview.mp4'}")

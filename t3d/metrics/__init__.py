@@ -1,0 +1,1 @@
+"""III Metrics: arrays in, figures out."""

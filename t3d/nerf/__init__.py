@@ -1,0 +1,1 @@
+"""II-C: the conditional radiance field of a talking head."""

@@ -1,0 +1,152 @@
+"""One rendered head: rays → F_θ (Eq. 4) → integral (Eq. 5) → H_u → image."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from t3d.camera import Camera
+from t3d.codes import HeadCodes
+from t3d.nerf import rays as ray_functions
+from t3d.nerf.field import Field
+from t3d.nerf.integral import integrate
+from t3d.nerf.rays import Guide
+from t3d.nerf.upsampler import Upsampler
+
+
+@struct.dataclass
+class View:
+    """Who looks at the head, and from where.
+
+    Attributes:
+        camera: of the view, [B, …]; head_to_world: [B, 4, 4]; guide: of its rays, [B, R, …].
+    """
+
+    camera: Camera
+    head_to_world: jax.Array
+    guide: Guide
+
+
+@struct.dataclass
+class Rendering:
+    """An image and what the rays saw.
+
+    Attributes:
+        image: [B, size, size, 3] in [0, 1], white outside the head.
+        alpha: [B, F, F] opacity of each ray; depth: [B, F, F] cm along the camera's z axis.
+    """
+
+    image: jax.Array
+    alpha: jax.Array
+    depth: jax.Array
+
+
+class Head(nn.Module):
+    """The conditional radiance field with its upsampler (F̂ of Eq. 5).
+
+    Attributes:
+        field: F_θ; size: side of the image; samples: per ray.
+        frames, latent: rows and width of the table of per-frame codes (what is not speech).
+        capacity: how many rays of an image are evaluated, the active ones first.
+    """
+
+    field: Field
+    size: int
+    samples: int
+    frames: int
+    latent: int
+    capacity: int
+
+    def setup(self):
+        self.upsampler = Upsampler(self.size, dtype=self.field.dtype)
+        self.background = self.param("background", nn.initializers.ones, (self.field.features,))
+        self.latents = self.param(
+            "latents", nn.initializers.normal(0.01), (self.frames, self.latent)
+        )
+
+    def latent_of(self, frame: jax.Array | None, batch: int) -> jax.Array:
+        """Per-frame codes [B, latent] in training; their mean where no frame is given."""
+        if frame is None:
+            return jnp.broadcast_to(self.latents.mean(0), (batch, self.latent))
+        return self.latents[frame]
+
+    def collect(
+        self,
+        codes: HeadCodes,
+        latent: jax.Array,
+        view: View,
+        rays: int,
+        key: jax.Array | None = None,
+    ):
+        """Evaluates and integrates the selected rays of a rays × rays view.
+
+        Returns:
+            The Integral [B, capacity], the index [B, capacity] of each ray in the image, and
+            the guide of those rays.
+        """
+        origin, direction = ray_functions.head_rays(view.camera, view.head_to_world, rays)
+        chosen = ray_functions.select(view.guide.active, self.capacity)
+        guide = jax.tree.map(
+            lambda x: jnp.take_along_axis(x, chosen.reshape(*chosen.shape, *[1] * (x.ndim - 2)), 1),
+            view.guide,
+        )
+        direction = jnp.take_along_axis(direction, chosen[..., None], 1)
+        samples = ray_functions.sample(origin, direction, guide, self.samples, key)
+        batch = chosen.shape[0]
+        features, density = self.field(samples.points.reshape(batch, -1, 3), codes, latent)
+        shape = samples.points.shape[:-1]
+        density = density.reshape(shape) * guide.active[..., None]
+        hit = integrate(density, features.reshape(*shape, -1), samples.edges, samples.stretch)
+        return hit, chosen, guide
+
+    def __call__(
+        self,
+        codes: HeadCodes,
+        view: View,
+        frame: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> Rendering:
+        """Renders the head.
+
+        Args:
+            codes: [B, …]; view: [B, …] with F² rays each; frame: [B] rows of the latent table, or
+            None for their mean; key: jitters the samples (training).
+        """
+        rays = int(round(view.guide.near.shape[-1] ** 0.5))
+        batch = view.head_to_world.shape[0]
+        hit, _, _ = self.collect(codes, self.latent_of(frame, batch), view, rays, key)
+        merged = hit.feature + (1 - hit.alpha)[..., None] * self.background
+        # Each ray looks up its own result by its rank among the active ones.
+        rank = jnp.cumsum(view.guide.active, -1) - 1
+        known = view.guide.active & (rank < self.capacity)
+        place = jnp.clip(rank, 0, self.capacity - 1)
+
+        def spread(values: jax.Array, elsewhere: jax.Array) -> jax.Array:
+            index = place.reshape(*place.shape, *[1] * (values.ndim - 2))
+            mask = known.reshape(index.shape)
+            full = jnp.where(mask, jnp.take_along_axis(values, index, 1), elsewhere)
+            return full.reshape(batch, rays, rays, *values.shape[2:])
+
+        return Rendering(
+            image=self.upsampler(spread(merged, self.background)),
+            alpha=spread(hit.alpha, 0.0),
+            depth=spread(hit.depth, 0.0),
+        )
+
+    def surface(self, codes: HeadCodes, view: View, key: jax.Array | None = None):
+        """Opacity and depth [B, capacity] of the view's active rays, and their indices."""
+        rays = int(round(view.guide.near.shape[-1] ** 0.5))
+        batch = view.head_to_world.shape[0]
+        return self.collect(codes, self.latent_of(None, batch), view, rays, key)
+
+
+def buckets(rays: int) -> tuple[int, ...]:
+    """The four capacities a view of `rays` rays is padded to: no recompilation in between."""
+    return tuple(rays * k // 4 for k in (1, 2, 3, 4))
+
+
+def bucket(active: int, rays: int) -> int:
+    """The smallest capacity that holds `active` rays."""
+    return next(size for size in buckets(rays) if size >= active)

@@ -1,0 +1,70 @@
+"""H_u of Eq. 5: the feature map to the image, after HeadNeRF's neural renderer."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def pixel_shuffle(x: jax.Array) -> jax.Array:
+    """[B, H, W, 4C] -> [B, 2H, 2W, C]; channel 4c + 2i + j goes to row i, column j."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, c // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(b, 2 * h, 2 * w, c // 4)
+
+
+def blur(x: jax.Array) -> jax.Array:
+    """[1, 2, 1] / 4 in both directions, borders mirrored (reflect-101); [B, H, W, C]."""
+    for axis in (1, 2):
+        pad = [(0, 0)] * 4
+        pad[axis] = (1, 1)
+        p = jnp.pad(x, pad, mode="reflect")
+        n = x.shape[axis]
+        x = 0.25 * (
+            jax.lax.slice_in_dim(p, 0, n, axis=axis)
+            + 2 * x
+            + jax.lax.slice_in_dim(p, 2, n + 2, axis=axis)
+        )
+    return x
+
+
+def double(x: jax.Array) -> jax.Array:
+    """Bilinear ×2 (corners not aligned), then blur; [B, H, W, C] -> [B, 2H, 2W, C]."""
+    b, h, w, c = x.shape
+    return blur(jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear"))
+
+
+class Upsampler(nn.Module):
+    """H_u: log2(size / rays) blocks of 1×1 convolutions (dots) and pixel shuffles.
+
+    Attributes:
+        size: side of the image.
+    """
+
+    size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Feature map [B, F, F, C] to an image [B, size, size, 3] in [0, 1]."""
+        blocks = int(math.log2(self.size // features.shape[1]))
+        x = features.astype(self.dtype)
+        rgb = nn.Dense(3, dtype=self.dtype, name="rgb_in")(x)
+        for i in range(blocks):
+            x = self._block(x, i)
+            rgb = double(rgb) + nn.Dense(3, dtype=self.dtype, name=f"rgb_{i}")(x)
+        return nn.sigmoid(rgb.astype(jnp.float32))
+
+    def _block(self, x: jax.Array, i: int) -> jax.Array:
+        channels = x.shape[-1]
+
+        def dense(width: int, name: str) -> nn.Dense:
+            return nn.Dense(width, dtype=self.dtype, name=f"{name}_{i}")
+
+        wide = nn.leaky_relu(dense(2 * channels, "widen")(x), 0.2)
+        wide = nn.leaky_relu(dense(4 * channels, "shuffle")(wide), 0.2)
+        x = blur(pixel_shuffle(wide + jnp.concatenate([x] * 4, -1)))
+        return nn.leaky_relu(dense(max(channels // 2, 32), "narrow")(x), 0.2)

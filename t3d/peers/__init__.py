@@ -1,0 +1,1 @@
+"""Other projects' checkpoints and conventions."""

@@ -1,0 +1,135 @@
+"""LPIPS (PAPER.md's [29]): AlexNet's features, compared through the `lpips` package's heads.
+
+Weights are read by name from the package's own state dict, from its linear heads (`alex.pth`)
+beside torchvision's AlexNet, or from an .npz of either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t3d import assets
+from t3d.errors import UserError
+from t3d.peers import torch_file
+
+Weights = dict[str, np.ndarray]
+
+# What the package takes off an image in [-1, 1], and divides by.
+SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+# AlexNet's convolutions: number in torchvision's `features`, stride, padding, pooled before.
+_LAYERS = ((0, 4, 2, False), (3, 1, 2, True), (6, 1, 1, True), (8, 1, 1, False), (10, 1, 1, False))
+_SHAPES = ((64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3))
+_ASSETS = ("lpips_alex", "alexnet")
+
+
+def load(*paths: str | Path) -> Weights:
+    """LPIPS weights from one file, or from the heads' and the backbone's.
+
+    Args:
+        paths: .npz or PyTorch files that together hold all tensors.
+
+    Returns:
+        {"conv0.weight": [out, in, h, w], "conv0.bias": [out], "lin0": [channels], …}.
+
+    Raises:
+        UserError: a file cannot be read, or a tensor is missing or of the wrong shape.
+    """
+    found: Weights = {}
+    for path in paths:
+        found |= _npz(path) if str(path).endswith(".npz") else torch_file.state_dict(path)
+    try:
+        return from_state(found)
+    except ValueError as error:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: {error}; give the lpips package's alex.pth and "
+            "torchvision's AlexNet"
+        ) from error
+
+
+def from_state(state: Weights) -> Weights:
+    """Picks LPIPS weights out of named tensors, the package's names or torchvision's.
+
+    Raises:
+        ValueError: a tensor is missing or of the wrong shape.
+    """
+    weights = {}
+    for i, (number, *_) in enumerate(_LAYERS):
+        names = (f"net.slice{i + 1}.{number}", f"features.{number}")
+        weights[f"conv{i}.weight"] = _take(state, [f"{n}.weight" for n in names], _SHAPES[i])
+        weights[f"conv{i}.bias"] = _take(state, [f"{n}.bias" for n in names], _SHAPES[i][:1])
+        heads = (f"lin{i}.model.1.weight", f"lins.{i}.model.1.weight")
+        weights[f"lin{i}"] = _take(state, heads, (1, _SHAPES[i][0], 1, 1)).reshape(-1)
+    return weights
+
+
+def available() -> Weights | str:
+    """The weights among the assets, or a line that says why there are none."""
+    try:
+        return load(*(assets.find(name) for name in _ASSETS))
+    except UserError as error:
+        return f"not available: {error}"
+
+
+def features(weights: Weights, images: jax.Array) -> list[jax.Array]:
+    """AlexNet's five rectified feature maps of images [B, H, W, 3] in [0, 1], each [B, h, w, C]."""
+    x = (2.0 * images - 1.0 - SHIFT) / SCALE
+    maps = []
+    for i, (_, stride, padding, pooled) in enumerate(_LAYERS):
+        if pooled:
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
+        x = jax.lax.conv_general_dilated(
+            x,
+            jnp.asarray(weights[f"conv{i}.weight"]),
+            (stride, stride),
+            [(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "OIHW", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        x = jax.nn.relu(x + weights[f"conv{i}.bias"])
+        maps.append(x)
+    return maps
+
+
+@jax.jit
+def layer_distances(weights: Weights, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Each layer's part of the distance: images [B, H, W, 3] in [0, 1] → [B, 5].
+
+    Images smaller than 63² have no fifth layer to compare.
+    """
+    pairs = zip(features(weights, a), features(weights, b), strict=True)
+    parts = [
+        jnp.mean(jnp.square(_unit(x) - _unit(y)) @ jnp.asarray(weights[f"lin{i}"]), (1, 2))
+        for i, (x, y) in enumerate(pairs)
+    ]
+    return jnp.stack(parts, -1)
+
+
+def distance(weights: Weights, a: jax.Array, b: jax.Array) -> jax.Array:
+    """LPIPS of image pairs [B, H, W, 3] in [0, 1]: [B], 0 for equal images, larger is worse."""
+    return layer_distances(weights, a, b).sum(-1)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / (jnp.sqrt(jnp.sum(x * x, -1, keepdims=True)) + 1e-10)
+
+
+def _take(state: Weights, names: list[str] | tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    for name in names:
+        if name in state:
+            if state[name].shape != shape:
+                raise ValueError(f"{name} is {state[name].shape}, not {shape}")
+            return np.asarray(state[name], np.float32)
+    raise ValueError(f"no {names[0]}")
+
+
+def _npz(path: str | Path) -> Weights:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return dict(data)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not an .npz of weights ({error})") from error

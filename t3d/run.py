@@ -1,0 +1,548 @@
+"""A run: a config, prepared speakers and a folder become a trained talker, and are one again.
+
+Here data and training meet: what a stage's batches need beside the datasets' own fields is made
+here, by the networks of the stages before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from t3d import camera as cameras
+from t3d import checkpoint, talker as talkers
+from t3d import config as configs
+from t3d.camera import Camera
+from t3d.codes import HeadCodes
+from t3d.data.pipeline import Source, centred_start, to_face
+from t3d.data.speaker_dataset import SpeakerDataset
+from t3d.errors import UserError
+from t3d.nerf.head import View
+from t3d.nerf.rays import Guide
+from t3d.prior import basis, morphable, shell
+from t3d.prior.shell import Shell
+from t3d.speech import lipnet
+from t3d.speech.features import mel_window
+from t3d.talker import Motion, Talker
+from t3d.train import stages, trainer
+
+BATCH = 8  # frames that a pass over a clip computes at once
+NOVEL_YAW, NOVEL_PITCH = 45.0, 20.0  # degrees: random cameras of the geometry terms
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """What is kept of a speaker to make it talk without its dataset.
+
+    Attributes:
+        name, prior: of the speaker and of its 3DMM.
+        identity [100], albedo [100], illumination [27] (mean over training), intrinsics [4].
+        identity_face: [96, 96, 3] I_id in [0, 1].
+        head_to_world: [N, 4, 4] the recorded pose of the training frames, in order.
+        expression: [79] mean over training.
+        scalp: cm of room for hair.
+        row: first row of the speaker in the table of per-frame codes.
+    """
+
+    name: str
+    prior: str
+    identity: np.ndarray
+    albedo: np.ndarray
+    illumination: np.ndarray
+    intrinsics: np.ndarray
+    identity_face: np.ndarray
+    head_to_world: np.ndarray
+    expression: np.ndarray
+    scalp: float
+    row: int
+
+    @cached_property
+    def shell(self) -> Shell:
+        """Where the speaker's rays are sampled."""
+        return shell.make_shell(basis.load(self.prior), self.identity, self.scalp)
+
+    @property
+    def pivot(self) -> np.ndarray:
+        """[3] the mean place of the head in the world: what an orbit turns about."""
+        return self.head_to_world[:, :3, 3].mean(0)
+
+    @property
+    def still_pose(self) -> np.ndarray:
+        """[4, 4] the recorded pose nearest to the mean one."""
+        flat = self.head_to_world[:, :3].reshape(len(self.head_to_world), -1)
+        scale = np.tile([1, 1, 1, 0.1], 3)
+        return self.head_to_world[np.argmin((((flat - flat.mean(0)) * scale) ** 2).sum(1))]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained talker, ready to speak.
+
+    Attributes:
+        workdir; config; talker: its networks; params: by stage; speakers: it has learned.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    talker: Talker
+    params: dict[str, Any]
+    speakers: list[Speaker]
+
+
+# ---- opening a run
+
+
+def open_run(workdir: str | Path, needed: Iterable[str] = talkers.STAGES) -> Run:
+    """Reads a run; UserError when it is none, or when a stage in `needed` is not done."""
+    workdir = Path(workdir)
+    entries = checkpoint.read_run(workdir)
+    if not entries:
+        raise UserError(f"{workdir}: no run; make it with: t3d train --workdir {workdir} …")
+    missing = [name for name in needed if not (workdir / "params" / name).is_dir()]
+    if missing:
+        raise UserError(
+            f"{workdir}: stage {', '.join(missing)} is not trained yet; run t3d train again"
+        )
+    config = configs.from_json(json.dumps(entries["config"]))
+    params = {name: checkpoint.load_params(workdir / "params" / name) for name in needed}
+    speakers = _load_speakers(workdir)
+    talker = talkers.build(config, entries["rows"], config.nerf.rays**2)
+    return Run(workdir, config, talker, params, speakers)
+
+
+def _save_speakers(workdir: Path, speakers: list[Speaker]) -> None:
+    for number, speaker in enumerate(speakers):
+        path = workdir / f"speaker_{number}.npz"
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, **vars(speaker))
+        temporary.replace(path)
+
+
+def _load_speakers(workdir: Path) -> list[Speaker]:
+    speakers = []
+    for path in sorted(workdir.glob("speaker_*.npz")):
+        with np.load(path, allow_pickle=False) as stored:
+            values = {name: stored[name] for name in stored.files}
+        plain = {k: v.item() if v.ndim == 0 else v for k, v in values.items()}
+        speakers.append(Speaker(**plain))
+    return speakers
+
+
+# ---- a talker at work
+
+
+def motion_of(run: Run, speaker: Speaker, mel: np.ndarray, frames: int) -> Motion:
+    """What a sound does to a speaker's face (II-B), smoothed in time by `speech.smooth` frames.
+
+    Args:
+        mel: [M, 80] of the whole sound; frames: T at 25 fps.
+
+    Returns:
+        Motion of [T, 79] arrays (NumPy).
+    """
+    windows = mel_windows(mel, np.arange(frames), run.config.mel_steps)
+    drive = jax.jit(partial(talkers.drive, run.talker))
+    motion = _in_batches(
+        lambda window: drive(
+            run.params,
+            window,
+            jnp.broadcast_to(speaker.identity, (len(window), 100)),
+            jnp.broadcast_to(speaker.identity_face, (len(window), 96, 96, 3)),
+        ),
+        windows,
+    )
+    return jax.tree.map(partial(_smooth, deviation=run.config.speech.smooth), motion)
+
+
+def mel_windows(mel: np.ndarray, frames: np.ndarray, steps: int) -> np.ndarray:
+    """The mel windows [N, steps, 80] about the middles of frames [N] at 25 fps."""
+    return np.stack([mel_window(mel, centred_start(int(f), steps), steps) for f in frames])
+
+
+def _smooth(values: np.ndarray, deviation: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter1d
+
+    return gaussian_filter1d(values, deviation, axis=0, mode="nearest") if deviation else values
+
+
+def _in_batches(function: Callable, *arrays: np.ndarray, size: int = 4 * BATCH) -> Any:
+    """Maps a jitted function over the leading axis in batches of one size; NumPy trees out."""
+    count = len(arrays[0])
+    parts = []
+    for start in range(0, count, size):
+        chosen = np.minimum(np.arange(start, start + size), count - 1)
+        parts.append(jax.device_get(function(*[array[chosen] for array in arrays])))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
+
+
+def guides_of(
+    config: ConfigDict,
+    speaker: Speaker,
+    expression: np.ndarray,
+    head_to_world: np.ndarray,
+    camera_to_world: np.ndarray,
+    rays: int,
+) -> Arrays:
+    """Guides of T views (fields of prior.shell.guide, [T, R, …]).
+
+    Args:
+        expression: [T, 79] that shapes the surface; head_to_world, camera_to_world: [T, 4, 4].
+        rays: per side.
+    """
+    if config.nerf.sampling == "uniform":
+        return _uniform_guides(config, head_to_world, camera_to_world, rays)
+
+    def one(frame: int) -> Arrays:
+        camera = Camera(speaker.intrinsics, camera_to_world[frame])
+        return shell.guide(speaker.shell, expression[frame], head_to_world[frame], camera, rays)
+
+    with ThreadPoolExecutor(2) as pool:
+        guides = list(pool.map(one, range(len(expression))))
+    return {name: np.stack([guide[name] for guide in guides]) for name in guides[0]}
+
+
+def _uniform_guides(config, head_to_world, camera_to_world, rays) -> Arrays:
+    """The paper's sampling: every ray between two fixed depths about the head."""
+    in_camera = cameras.inverse(camera_to_world) @ head_to_world
+    distance = np.repeat(in_camera[:, 2, 3:4], rays * rays, 1).astype(np.float32)
+    return {
+        "near": distance + config.nerf.near,
+        "far": distance + config.nerf.far,
+        "offset": np.zeros((*distance.shape, 3), np.float32),
+        "active": np.ones(distance.shape, bool),
+        "depth": np.full(distance.shape, np.inf, np.float32),
+    }
+
+
+def capacity_of(active: np.ndarray) -> int:
+    """Rays to evaluate per image so that no active one [T, R] is left out: an eighth's multiple."""
+    rays = active.shape[-1]
+    step = max(1, rays // 8)
+    return min(rays, step * -(-int(active.sum(-1).max()) // step))
+
+
+def render_frames(
+    run: Run,
+    speaker: Speaker,
+    motion: Motion,
+    head_to_world: np.ndarray,
+    camera_to_world: np.ndarray,
+    illumination: np.ndarray | None = None,
+    standardised: bool = True,
+    batch: int = BATCH,
+) -> Iterator[Arrays]:
+    """Draws a talking head, `batch` frames at a time.
+
+    Args:
+        motion: of T frames; head_to_world, camera_to_world: [T, 4, 4]; illumination: [T, 27], the
+            speaker's mean if None.
+        standardised: also send the images through the Standardized Space.
+
+    Yields:
+        {nerf, standardised: uint8 [n, s, s, 3], alpha: float32 [n, F, F]} of the next n frames.
+    """
+    frames = len(head_to_world)
+    if illumination is None:
+        illumination = np.broadcast_to(speaker.illumination, (frames, 27))
+    draw = _drawer(run.talker, standardised)
+    for start in range(0, frames, batch):
+        chosen = np.minimum(np.arange(start, start + batch), frames - 1)
+        poses, views = head_to_world[chosen], camera_to_world[chosen]
+        expression = motion.expression[chosen]
+        guides = guides_of(run.config, speaker, expression, poses, views, run.config.nerf.rays)
+        codes = HeadCodes(
+            identity=np.broadcast_to(speaker.identity, (batch, 100)),
+            expression_speech=motion.speech[chosen],
+            expression_style=motion.style[chosen],
+            albedo=np.broadcast_to(speaker.albedo, (batch, 100)),
+            illumination=illumination[chosen],
+        )
+        view = View(
+            Camera(np.broadcast_to(speaker.intrinsics, (batch, 4)), views), poses, _guide(guides)
+        )
+        drawn = draw(run.params, codes, view, capacity_of(guides["active"]))
+        yield {name: np.asarray(image)[: frames - start] for name, image in drawn.items()}
+
+
+def _guide(guides: Arrays) -> Guide:
+    return Guide(guides["near"], guides["far"], guides["offset"], guides["active"])
+
+
+def _drawer(talker: Talker, standardised: bool) -> Callable:
+    @partial(jax.jit, static_argnums=3)
+    def draw(params, codes, view, capacity):
+        sized = replace(talker, head=replace(talker.head, capacity=capacity))
+        seen = talkers.render(sized, params, codes, view)
+        images = {"nerf": _uint8(seen.image), "alpha": seen.alpha}
+        if standardised:
+            images["standardised"] = _uint8(talkers.standardise(sized, params, seen.image)[0])
+        return images
+
+    return draw
+
+
+def _uint8(image: jax.Array) -> jax.Array:
+    return jnp.round(jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)
+
+
+# ---- training
+
+
+def train_command(args) -> None:
+    """`t3d train`."""
+    config = configs.load_config(args.config, args.overrides)
+    datasets = [SpeakerDataset(path) for path in args.data.split(",")]
+    train(config, datasets, Path(args.workdir), args.stage)
+
+
+def train(
+    config: ConfigDict,
+    datasets: list[SpeakerDataset],
+    workdir: Path,
+    only: str | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Trains all stages, or only one, on the datasets' training frames.
+
+    Raises:
+        UserError: a stage that does not exist, or one whose predecessors are not trained.
+    """
+    if only and only not in talkers.STAGES:
+        raise UserError(f"--stage {only}: no such stage; there are {', '.join(talkers.STAGES)}")
+    for dataset in datasets:
+        if config.size > dataset.size:
+            raise UserError(
+                f"{dataset.path}: its images are {dataset.size}² but the config wants "
+                f"{config.size}²; prepare it with --size {config.size}, or --config.size="
+                f"{dataset.size}"
+            )
+    checkpoint.writable_folder(workdir)
+    training = _Training(config, datasets, workdir, log)
+    for name in talkers.STAGES if only is None else [only]:
+        training.stage(name)
+
+
+class _Training:
+    """Feeds the stages: datasets, and the arrays that earlier stages' networks make."""
+
+    def __init__(self, config, datasets, workdir, log):
+        self.config, self.datasets, self.workdir, self.log = config, datasets, workdir, log
+        self.rows = np.cumsum([0] + [d.num_frames for d in datasets])
+        self.speakers = [_speaker(d, int(row)) for d, row in zip(datasets, self.rows)]
+        _save_speakers(workdir, self.speakers)
+        checkpoint.update_run(
+            workdir,
+            config=json.loads(configs.to_json(config)),
+            versions=checkpoint.versions(),
+            rows=int(self.rows[-1]),
+            data=[
+                {"path": str(d.path), "name": d.name, "sha256": d.meta["source_sha256"]}
+                for d in datasets
+            ],
+        )
+        self.sources = {split: Source(datasets, split) for split in ("train", "validation")}
+        self.arrays: dict[str, list[np.ndarray]] = {}
+        self.capacity = config.nerf.rays**2
+
+    def stage(self, name: str) -> None:
+        """Trains one stage, or goes on with it."""
+        before = talkers.STAGES[: talkers.STAGES.index(name)]
+        frozen = open_run(self.workdir, before).params
+        done = checkpoint.read_run(self.workdir).get("stages", {}).get(name, {})
+        if done.get("steps", -1) < self.config.stages[name].steps:
+            self._make_arrays(name, frozen)
+        talker = talkers.build(self.config, int(self.rows[-1]), self.capacity)
+        stage = stages.make_stages(self.config, talker, self.facts)[name]
+        options = dict(size=self.config.size, mel_steps=self.config.mel_steps, arrays=self.arrays)
+        settings, seed = stage.config, self.config.seed
+        trainer.run(
+            stage,
+            frozen,
+            lambda step: self.sources["train"].batches(
+                stage.fields, settings.batch_size, seed, name, step, **options
+            ),
+            lambda: self.sources["validation"].even_batches(
+                stage.fields, settings.batch_size, settings.validation_batches, **options
+            ),
+            self.workdir,
+            seed,
+            self.log,
+        )
+
+    @cached_property
+    def facts(self) -> stages.Facts:
+        shown = [d.track["au"][d.frames("train")] for d in self.datasets]
+        model = basis.load(self.speakers[0].prior)
+        lips = morphable.restrict(model, model.lips79).expression_basis
+        return stages.Facts(np.concatenate(shown).mean(0), np.asarray(lips).reshape(len(lips), -1))
+
+    def _frames(self, dataset: SpeakerDataset, splits=("train", "validation")) -> np.ndarray:
+        return np.concatenate([dataset.frames(split) for split in splits])
+
+    def _spread(self, dataset: SpeakerDataset, frames: np.ndarray, values: np.ndarray):
+        """Values [N, …] of some frames as an array [T, …], zero elsewhere."""
+        full = np.zeros((dataset.num_frames, *values.shape[1:]), values.dtype)
+        full[frames] = values
+        return full
+
+    def _make_arrays(self, name: str, frozen: dict) -> None:
+        if name in ("lip", "prior"):
+            self._need("identity_points_face", _identity_points)
+        if name in ("speech", "nerf", "space"):
+            self._need("lip_codes", partial(self._lip_codes, frozen))
+        if name == "nerf":
+            self._need("row", lambda d, s: np.arange(d.num_frames, dtype=np.int32) + s.row)
+            self._need("oracle_codes", partial(self._oracle_codes, frozen))
+            self._make_guides()
+        if name == "space":
+            self._need("render", partial(self._renders, frozen))
+
+    def _need(self, name: str, make: Callable[[SpeakerDataset, Speaker], np.ndarray]) -> None:
+        if name not in self.arrays:
+            self.arrays[name] = [make(d, s) for d, s in zip(self.datasets, self.speakers)]
+
+    def _talker(self) -> Talker:
+        return talkers.build(self.config, int(self.rows[-1]), self.capacity)
+
+    def _lip_codes(self, frozen, dataset, speaker) -> np.ndarray:
+        """f_exp-aud that LipNet's images give, of the training and validation frames."""
+        frames = self._frames(dataset)
+        read = jax.jit(partial(talkers.speech_codes, self._talker()))
+        windows = mel_windows(dataset.mel, frames, self.config.mel_steps)
+        face = np.broadcast_to(speaker.identity_face, (4 * BATCH, 96, 96, 3))
+        return self._spread(dataset, frames, _in_batches(lambda w: read(frozen, w, face), windows))
+
+    def _oracle_codes(self, frozen, dataset, speaker) -> np.ndarray:
+        """f_exp-aud of I_id with the real lower face (oracle Lip-wav images)."""
+        frames = self._frames(dataset)
+        points = _face_points(dataset)[:, :68]
+        at = dataset.meta["identity_frame"]
+
+        @jax.jit
+        def read(face, mouth):
+            n = len(face)
+            identity = jnp.broadcast_to(speaker.identity_face, (n, 96, 96, 3))
+            moved = lipnet.align(face, mouth, jnp.broadcast_to(points[at], (n, 68, 2)))
+            image = lipnet.oracle_lip_image(identity, moved)
+            return talkers.read_expression(self._talker(), frozen, image)
+
+        faces = np.stack([dataset.picture(f, "face") for f in frames]).astype(np.float32) / 255
+        return self._spread(dataset, frames, _in_batches(read, faces, points[frames]))
+
+    def _make_guides(self) -> None:
+        """Shells of the recorded views and of one random view of each frame."""
+        if "guide_near" in self.arrays:
+            return
+        self.log("nerf: finding where the rays meet the head")
+        parts = [self._guides(d, s) for d, s in zip(self.datasets, self.speakers)]
+        for name in parts[0]:
+            self.arrays[name] = [part[name] for part in parts]
+        self.capacity = max(capacity_of(part["guide_active"]) for part in parts)
+
+    def _guides(self, dataset: SpeakerDataset, speaker: Speaker) -> Arrays:
+        frames = self._frames(dataset)
+        expression = dataset.track["expression"][frames]
+        pose = dataset.track["head_to_world"][frames]
+        still = np.broadcast_to(np.eye(4, dtype=np.float32), pose.shape)
+        rays = self.config.nerf.rays
+        seen = guides_of(self.config, speaker, expression, pose, still, rays)
+        arrays = {
+            f"guide_{name}": self._spread(dataset, frames, seen[name])
+            for name in ("near", "far", "offset", "active")
+        }
+        if not self.config.nerf.geometry_weight:
+            return arrays
+        views = _random_views(self.config.seed, speaker, pose)
+        novel = guides_of(self.config, speaker, expression, pose, views, max(8, rays // 2))
+        novel["hit"] = np.isfinite(novel.pop("depth"))
+        novel["depth"] = np.where(novel["hit"], novel["far"] - shell.BEHIND, 0.0)
+        novel["camera"] = views
+        for name in (field.removeprefix("novel_") for field in stages.NOVEL):
+            arrays[f"novel_{name}"] = self._spread(dataset, frames, novel[name])
+        return arrays
+
+    def _renders(self, frozen, dataset, speaker) -> np.ndarray:
+        """The field's own renders of every few training frames, as the space will meet them."""
+        self.log("space: rendering training frames with the field")
+        frames = dataset.frames("train")[:: self.config.space.render_every]
+        style = jax.jit(partial(talkers.style_codes, self._talker()))
+        windows = mel_windows(dataset.mel, frames, self.config.mel_steps)
+        identity = np.broadcast_to(speaker.identity, (4 * BATCH, 100))
+        styles = _in_batches(lambda w: style(frozen, w, identity), windows)
+        index = self.datasets.index(dataset)
+        fuse = jax.jit(partial(talkers.fuse, self._talker(), frozen))
+        motion = _in_batches(fuse, self.arrays["lip_codes"][index][frames], styles)
+        motion = motion.replace(expression=dataset.track["expression"][frames])
+        run = Run(self.workdir, self.config, self._talker(), frozen, self.speakers)
+        pose = dataset.track["head_to_world"][frames]
+        views = np.broadcast_to(np.eye(4, dtype=np.float32), pose.shape)
+        light = dataset.track["illumination"][frames]
+        parts = render_frames(run, speaker, motion, pose, views, light, standardised=False)
+        images = np.concatenate([part["nerf"] for part in parts])
+        self._need("has_render", lambda d, s: self._spread(d, frames, np.ones(len(frames), bool)))
+        return self._spread(dataset, frames, images)
+
+
+def _face_points(dataset: SpeakerDataset) -> np.ndarray:
+    """Landmarks and lip points [T, 147, 2] in fractions of the face crops."""
+    points = np.concatenate([dataset.track["points68"], dataset.track["lips79"]], 1)
+    return np.nan_to_num(to_face(points, dataset.track["face_box"]).astype(np.float32), nan=0.5)
+
+
+def _identity_points(dataset: SpeakerDataset, speaker: Speaker) -> np.ndarray:
+    """Those of the identity image, for every frame."""
+    points = _face_points(dataset)
+    return np.broadcast_to(points[dataset.meta["identity_frame"]], points.shape)
+
+
+def _random_views(seed: int, speaker: Speaker, pose: np.ndarray) -> np.ndarray:
+    """One camera [N, 4, 4] for each pose, turned about the head at random."""
+    rng = np.random.default_rng(seed)
+    turns = rng.uniform(-1, 1, (len(pose), 2)) * [NOVEL_YAW, NOVEL_PITCH]
+    camera = cameras.recorded(speaker.intrinsics)
+    views = [
+        cameras.orbit(camera, head[:3, 3], yaw, pitch).camera_to_world
+        for head, (yaw, pitch) in zip(pose, turns)
+    ]
+    return np.stack(views).astype(np.float32)
+
+
+def _speaker(dataset: SpeakerDataset, row: int) -> Speaker:
+    """What a run keeps of a dataset; everything is taken from its training frames."""
+    frames, track = dataset.frames("train"), dataset.track
+    few = frames[np.linspace(0, len(frames) - 1, 16).astype(int)]
+    model = basis.load(dataset.meta["prior"])
+    masks = np.stack([dataset.picture(f, "mask", 64) for f in few]) / 255.0
+    scalp = shell.fit_scalp(
+        model,
+        track["identity"],
+        track["expression"][few],
+        track["head_to_world"][few],
+        cameras.recorded(track["intrinsics"]),
+        masks,
+    )
+    face = dataset.picture(dataset.meta["identity_frame"], "face").astype(np.float32) / 255
+    return Speaker(
+        name=dataset.name,
+        prior=dataset.meta["prior"],
+        identity=track["identity"],
+        albedo=track["albedo"],
+        illumination=track["illumination"][frames].mean(0),
+        intrinsics=track["intrinsics"],
+        identity_face=face,
+        head_to_world=track["head_to_world"][frames],
+        expression=track["expression"][frames].mean(0),
+        scalp=float(scalp),
+        row=row,
+    )

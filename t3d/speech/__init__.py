@@ -1,0 +1,1 @@
+"""II-B, 3D Prior Aided Audio Disentanglement: features, SyncNet, LipNet, StyleNet, FuseNet."""

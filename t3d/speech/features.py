@@ -1,0 +1,105 @@
+"""What the networks hear: Wav2Lip's mel spectrogram and syncnet_python's MFCC, in numpy."""
+
+from functools import cache
+
+import numpy as np
+
+RATE = 16000
+MEL_RATE = 80  # mel steps a second
+MFCC_RATE = 100  # MFCC steps a second
+_FFT, _HOP, _BANDS = 800, 200, 80
+
+
+def mel(audio) -> np.ndarray:
+    """Wav2Lip's mel spectrogram.
+
+    audio: float [N] mono at 16 kHz in [-1, 1]. Returns float32 [1 + N // 200, 80] in [-4, 4], 80
+    steps a second, step k centred on sample 200 k (the ends are reflected, as librosa 0.7 did).
+    Source: Wav2Lip's audio.py and hparams.py (Prajwal et al. 2020).
+    """
+    audio = np.asarray(audio, np.float32)
+    emphasised = audio - 0.97 * np.concatenate([np.zeros(1, np.float32), audio[:-1]])
+    if len(emphasised) <= _FFT // 2:  # reflection needs more than half a window
+        emphasised = np.pad(emphasised, (0, _FFT // 2 + 1 - len(emphasised)))
+    padded = np.pad(emphasised, _FFT // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[::_HOP]
+    frames = frames[: 1 + len(audio) // _HOP]
+    magnitude = np.abs(np.fft.rfft(frames * _hann(_FFT), axis=-1))
+    decibel = 20 * np.log10(np.maximum(1e-5, magnitude @ _mel_filters().T)) - 20
+    return np.clip(8 * (decibel + 100) / 100 - 4, -4, 4).astype(np.float32)
+
+
+def mfcc(audio) -> np.ndarray:
+    """The MFCCs that syncnet_python hears.
+
+    audio: float [N] mono at 16 kHz in [-1, 1]. Returns float32 [M, 13], 100 steps a second, step k
+    over samples 160 k to 160 k + 400, the first coefficient being the log energy. Source:
+    python_speech_features 0.6 with its defaults, on sound at int16 scale.
+    """
+    audio = np.asarray(audio, np.float64) * 32768
+    emphasised = np.append(audio[:1], audio[1:] - 0.97 * audio[:-1])
+    count = 1 + max(0, -(-(len(audio) - 400) // 160))
+    emphasised = np.pad(emphasised, (0, max(0, (count - 1) * 160 + 400 - len(audio))))
+    frames = np.lib.stride_tricks.sliding_window_view(emphasised, 400)[::160][:count]
+    power = np.abs(np.fft.rfft(frames, 512, axis=-1)) ** 2 / 512
+    energies = _log(power @ _mfcc_filters().T)
+    lifter = 1 + 11 * np.sin(np.pi * np.arange(13) / 22)
+    cepstra = energies @ _cosines(26, 13).T * lifter
+    cepstra[:, 0] = _log(power.sum(-1))
+    return cepstra.astype(np.float32)
+
+
+def mel_window(features, start: int, steps: int) -> np.ndarray:
+    """Steps start … start + steps − 1 of features [M, C]; beyond the ends the last step repeats.
+
+    Returns [steps, C]. Any start is legal.
+    """
+    index = np.arange(start, start + steps)
+    return np.asarray(features)[np.clip(index, 0, len(features) - 1)]
+
+
+def _log(values: np.ndarray) -> np.ndarray:
+    return np.log(np.where(values == 0, np.finfo(np.float64).eps, values))
+
+
+def _hann(length: int) -> np.ndarray:
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+
+
+@cache
+def _mel_filters() -> np.ndarray:
+    """[80, 401] triangles of equal area on Slaney's mel scale, 55 to 7600 Hz."""
+    edges = _slaney_hertz(np.linspace(_slaney_mel(55.0), _slaney_mel(7600.0), _BANDS + 2))
+    bins = np.fft.rfftfreq(_FFT, 1 / RATE)
+    rise = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    fall = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    return np.maximum(0, np.minimum(rise, fall)) * (2 / (edges[2:] - edges[:-2]))[:, None]
+
+
+def _slaney_mel(hertz: float) -> float:
+    """Linear to 1 kHz (200/3 Hz a mel), logarithmic above (27 mels for a factor of 6.4)."""
+    return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * np.log(hertz / 1000) / np.log(6.4)
+
+
+def _slaney_hertz(mels: np.ndarray) -> np.ndarray:
+    return np.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27))
+
+
+@cache
+def _mfcc_filters() -> np.ndarray:
+    """[26, 257] triangles between whole bins on the HTK mel scale, 0 to 8000 Hz."""
+    top = 2595 * np.log10(1 + 8000 / 700)
+    hertz = 700 * (10 ** (np.linspace(0, top, 28) / 2595) - 1)
+    edges = np.floor(513 * hertz / RATE)
+    bins = np.arange(257)
+    rise = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    fall = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    return np.maximum(0, np.minimum(rise, fall))
+
+
+@cache
+def _cosines(inputs: int, outputs: int) -> np.ndarray:
+    """[outputs, inputs] orthonormal DCT-II."""
+    angle = np.pi * np.arange(outputs)[:, None] * (np.arange(inputs) + 0.5) / inputs
+    scale = np.where(np.arange(outputs) == 0, np.sqrt(1 / inputs), np.sqrt(2 / inputs))
+    return scale[:, None] * np.cos(angle)

@@ -1,0 +1,197 @@
+"""Fig. 1 as functions: audio → codes → head → standardised head.
+
+Training and inference both call these, so they cannot differ. `params` is a dict by stage name:
+sync {coach, judge}, lip, prior, speech {style, fuse}, nerf, au, space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from t3d.codes import HeadCodes
+from t3d.nerf.field import Field
+from t3d.nerf.head import Head, Rendering, View
+from t3d.prior.encoder import PriorEncoder
+from t3d.space.action_units import AUEncoder
+from t3d.space.standardize import StandardizedSpace
+from t3d.speech.disentangle import FuseNet, StyleNet
+from t3d.speech.lipnet import LipNet
+from t3d.speech.syncnet import SyncNet
+
+Params = dict[str, Any]
+STAGES = ("sync", "lip", "prior", "speech", "nerf", "au", "space")
+AUDIO_INPUTS = ("disentangled", "speech", "entire")  # the rows of Table II
+
+
+@dataclass(frozen=True)
+class Talker:
+    """The networks of Fig. 1, without their parameters.
+
+    Attributes:
+        coach: the SyncNet of Eq. 2; judge: one that no loss ever sees, for the metrics.
+        inputs: which audio codes drive the head (Table II), one of AUDIO_INPUTS.
+    """
+
+    coach: SyncNet
+    judge: SyncNet
+    lip: LipNet
+    encoder: PriorEncoder
+    style: StyleNet
+    fuse: FuseNet
+    head: Head
+    au: AUEncoder
+    space: StandardizedSpace
+    inputs: str
+
+
+@struct.dataclass
+class Motion:
+    """What a sound does to a face, frame by frame.
+
+    Attributes:
+        speech: [B, 79] f_exp-aud; style: [B, 79] f_exp-style; expression: [B, 79] f_gen-exp.
+    """
+
+    speech: jax.Array
+    style: jax.Array
+    expression: jax.Array
+
+
+def build(config: Any, frames: int, capacity: int) -> Talker:
+    """The networks that a config describes.
+
+    Args:
+        config: of a run (configs/talker.py says what is in it).
+        frames: rows of the field's table of per-frame codes.
+        capacity: rays evaluated per image.
+    """
+    dtype = jnp.dtype(config.dtype)
+    nerf, space = config.nerf, config.space
+    field = Field(
+        width=nerf.width,
+        depth=nerf.depth,
+        skip=nerf.skip,
+        features=nerf.features,
+        encoding=nerf.encoding,
+        octaves=nerf.octaves,
+        resolutions=tuple(nerf.resolutions),
+        channels=nerf.channels,
+        dtype=dtype,
+    )
+    return Talker(
+        coach=SyncNet(config.sync.width, config.sync.dim, dtype=dtype),
+        judge=SyncNet(config.sync.judge_width, config.sync.dim, dtype=dtype),
+        lip=LipNet(config.lip.width, config.lip.bottleneck, config.lip.dropout, dtype=dtype),
+        encoder=PriorEncoder(config.prior.width, dtype=dtype),
+        style=StyleNet(config.speech.width, config.speech.dropout, dtype=dtype),
+        fuse=FuseNet(config.speech.width, config.speech.dropout, dtype=dtype),
+        head=Head(field, config.size, nerf.samples, frames, nerf.latent, capacity),
+        au=AUEncoder(len(config.au.units), config.au.dim, config.au.width, dtype=dtype),
+        space=StandardizedSpace(
+            n_au=len(config.au.units),
+            dim=config.au.dim,
+            au_codes=space.au_codes,
+            global_codes=space.global_codes,
+            width=space.width,
+            patch=space.patch,
+            use_au=space.use_au,
+            use_global=space.use_global,
+            dtype=dtype,
+        ),
+        inputs=config.speech.inputs,
+    )
+
+
+def lip_wav(talker: Talker, params: Params, mel: jax.Array, identity_face: jax.Array) -> jax.Array:
+    """Lip-wav images [B, 96, 96, 3] of sound [B, S, 80] on the identity image [B, 96, 96, 3]."""
+    return talker.lip.apply(params["lip"], mel, identity_face)
+
+
+def read_expression(talker: Talker, params: Params, face: jax.Array) -> jax.Array:
+    """Expression [B, 79] (σ) that the 3DMM encoder sees in face crops [B, 96, 96, 3]."""
+    return talker.encoder.apply(params["prior"], face)["expression"]
+
+
+def speech_codes(
+    talker: Talker, params: Params, mel: jax.Array, identity_face: jax.Array
+) -> jax.Array:
+    """f_exp-aud [B, 79]: the expression of the Lip-wav images of a sound (II-B)."""
+    return read_expression(talker, params, lip_wav(talker, params, mel, identity_face))
+
+
+def style_codes(talker: Talker, params: Params, mel: jax.Array, identity: jax.Array) -> jax.Array:
+    """f_exp-style [B, 79] of sound [B, S, 80] and the speaker's identity code [B, 100]."""
+    return talker.style.apply(params["speech"]["style"], mel, identity)
+
+
+def fuse(
+    talker: Talker,
+    params: Params,
+    speech: jax.Array,
+    style: jax.Array,
+) -> Motion:
+    """FuseNet on the codes that the run's audio input admits (Table II).
+
+    'disentangled' takes both; 'speech' sets the style to zero; 'entire' leaves all to the network
+    that hears the whole sound and sets f_exp-aud to zero.
+    """
+    speech = jnp.zeros_like(speech) if talker.inputs == "entire" else speech
+    style = jnp.zeros_like(style) if talker.inputs == "speech" else style
+    expression = talker.fuse.apply(params["speech"]["fuse"], speech, style)
+    return Motion(speech=speech, style=style, expression=expression)
+
+
+def drive(
+    talker: Talker,
+    params: Params,
+    mel: jax.Array,
+    identity: jax.Array,
+    identity_face: jax.Array,
+) -> Motion:
+    """Sound to motion, the whole of II-B.
+
+    Args:
+        mel: [B, S, 80], one window a frame; identity: [B, 100]; identity_face: [B, 96, 96, 3].
+    """
+    return fuse(
+        talker,
+        params,
+        speech_codes(talker, params, mel, identity_face),
+        style_codes(talker, params, mel, identity),
+    )
+
+
+def head_codes(
+    motion: Motion, identity: jax.Array, albedo: jax.Array, illumination: jax.Array
+) -> HeadCodes:
+    """The codes I of Eq. 1 of a speaker [B, …] in motion."""
+    return HeadCodes(
+        identity=identity,
+        expression_speech=motion.speech,
+        expression_style=motion.style,
+        albedo=albedo,
+        illumination=illumination,
+    )
+
+
+def render(
+    talker: Talker,
+    params: Params,
+    codes: HeadCodes,
+    view: View,
+    frame: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> Rendering:
+    """The head F̂ as the radiance field sees it (Eq. 4 and 5)."""
+    return talker.head.apply(params["nerf"], codes, view, frame, key)
+
+
+def standardise(talker: Talker, params: Params, image: jax.Array) -> tuple[jax.Array, dict]:
+    """Images [B, s, s, 3] through the local and the global space: F̂+ (II-D), and the codes used."""
+    features, _ = talker.au.apply(params["au"], image)
+    return talker.space.apply(params["space"], image, features)

@@ -1,0 +1,375 @@
+"""The seven stages: sync → lip → prior → speech → nerf → au → space.
+
+Each freezes what the stages before it learned. Arrays that a stage needs beside the dataset's own
+fields (codes read by earlier networks, shells, renders) are listed in its `fields` and made by
+t3d/run.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t3d import talker as talkers
+from t3d.camera import Camera, recorded
+from t3d.nerf.head import Head, View
+from t3d.nerf.rays import Guide
+from t3d.prior import encoder as encoders
+from t3d.space import action_units, standardize
+from t3d.speech import lipnet, syncnet
+from t3d.speech.disentangle import expression_loss
+from t3d.talker import Motion, Talker
+from t3d.train.trainer import Batch, Frozen, Params, Stage
+
+GUIDE = ("guide_near", "guide_far", "guide_offset", "guide_active")
+NOVEL = ("novel_camera", "novel_near", "novel_far", "novel_offset", "novel_hit", "novel_depth")
+LIP_EXPRESSION_SCALE = 5.0  # brings lip vertices (cm) to the size of coefficients in σ
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the stages must know of the training data.
+
+    Attributes:
+        au_prevalence: [n_au] share of training frames that show each AU (the r_i of Eq. 7).
+        lip_basis: [79, 79 · 3] what each expression vector does to the lips' vertices (cm).
+    """
+
+    au_prevalence: np.ndarray
+    lip_basis: np.ndarray
+
+
+def make_stages(config: Any, talker: Talker, facts: Facts) -> dict[str, Stage]:
+    """All stages of a config, in order."""
+    makers = dict(
+        sync=_sync, lip=_lip, prior=_prior, speech=_speech, nerf=_nerf, au=_au, space=_space
+    )
+    return {name: maker(config, talker, facts) for name, maker in makers.items()}
+
+
+# ---- II-B: sync, lip, speech
+
+
+def _sync(config: Any, talker: Talker, facts: Facts) -> Stage:
+    """SyncNet, and beside it the judge, which only the metrics see."""
+    nets = {"coach": talker.coach, "judge": talker.judge}
+
+    def init(key, batch):
+        return {
+            name: net.init(jax.random.fold_in(key, i), batch["faces5"], batch["mel16"])
+            for i, (name, net) in enumerate(nets.items())
+        }
+
+    def one(net, params, batch, key):
+        keys = jax.random.split(key, 3)
+        faces = batch["faces5"]
+        sounds = jnp.concatenate([batch["mel16"], batch["mel16_shifted"]])
+        if config.speech.augment:
+            faces = augment_faces(keys[0], faces)
+            sounds = lipnet.augment_mel(keys[1], sounds)
+        face, sound = net.apply(
+            params, jnp.concatenate([faces, faces]), sounds, False, rngs={"dropout": keys[2]}
+        )
+        labels = jnp.repeat(jnp.array([1.0, 0.0]), len(faces))
+        cosines = syncnet.cosine(face, sound)
+        right = jnp.mean(cosines[: len(faces)] > cosines[len(faces) :])
+        return syncnet.sync_bce(cosines, labels), right
+
+    def loss(params, frozen, batch, key, step):
+        results = {
+            name: one(net, params[name], batch, jax.random.fold_in(key, i))
+            for i, (name, net) in enumerate(nets.items())
+        }
+        aux = {f"{name}_accuracy": right for name, (_, right) in results.items()}
+        return sum(value for value, _ in results.values()), aux
+
+    fields = ("faces5", "mel16", "mel16_shifted")
+    return Stage("sync", fields, init, loss, config.stages.sync, select="best")
+
+
+def augment_faces(key: jax.Array, faces: jax.Array) -> jax.Array:
+    """Brightness, contrast and mirror image, the same for all frames of a window [B, T, …]."""
+    keys = jax.random.split(key, 3)
+    shape = (faces.shape[0], *[1] * (faces.ndim - 1))
+    gain = jax.random.uniform(keys[0], shape, minval=0.8, maxval=1.2)
+    bias = jax.random.uniform(keys[1], shape, minval=-0.1, maxval=0.1)
+    mirrored = jnp.where(jax.random.bernoulli(keys[2], 0.5, shape), faces[..., ::-1, :], faces)
+    return jnp.clip(mirrored * gain + bias, 0.0, 1.0)
+
+
+def _aligned_face(batch: Batch) -> jax.Array:
+    """The frame's face in the pose of the identity image."""
+    return lipnet.align(
+        batch["face"], batch["points_face"][:, :68], batch["identity_points_face"][:, :68]
+    )
+
+
+def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
+    """LipNet: L1 on the drawn half, and the lip synchronisation loss of Eq. 2."""
+
+    def init(key, batch):
+        return talker.lip.init(key, batch["mel"], batch["identity_face"])
+
+    def draw(params, mel, identity_face, key):
+        return talker.lip.apply(params, mel, identity_face, False, rngs={"dropout": key})
+
+    def loss(params, frozen, batch, key, step):
+        keys = jax.random.split(key, 3)
+        identity, mel = batch["identity_face"], batch["mel"]
+        if config.lip.augment:
+            mel = lipnet.augment_mel(keys[0], mel)
+        image = draw(params, mel, identity, keys[1])
+        weight = lipnet.mouth_weight(batch["identity_points_face"][:, :68], config.lip.mouth_gain)
+        reconstruction = lipnet.lip_loss(image, _aligned_face(batch), weight)
+        few = max(1, len(mel) // 8)  # five images each: the windows that SyncNet judges
+        mel5 = batch["mel5"][:few].reshape(few * 5, *mel.shape[1:])
+        images = draw(params, mel5, jnp.repeat(identity[:few], 5, 0), keys[2])
+        face, sound = talker.coach.apply(
+            frozen["sync"]["coach"], images.reshape(few, 5, *images.shape[1:]), batch["mel16"][:few]
+        )
+        sync = syncnet.lip_sync_loss(face, sound)
+        weight = config.lip.sync_weight
+        total = (1 - weight) * reconstruction + weight * sync
+        return total, {"reconstruction": reconstruction, "sync": sync}
+
+    def images(params, frozen, batch):
+        drawn = talker.lip.apply(params, batch["mel"], batch["identity_face"])
+        return {"truth": _aligned_face(batch), "lip_wav": drawn}
+
+    fields = ("mel", "mel5", "mel16", "face", "points_face", "identity_face")
+    fields += ("identity_points_face",)
+    return Stage("lip", fields, init, loss, config.stages.lip, images, select="best")
+
+
+def _prior(config: Any, talker: Talker, facts: Facts) -> Stage:
+    """The 3DMM encoder, on the tracker's fits of real crops and of faces with swapped mouths."""
+
+    def init(key, batch):
+        return talker.encoder.init(key, batch["face"])
+
+    def loss(params, frozen, batch, key, step):
+        keys = jax.random.split(key, 3)
+        oracle = lipnet.oracle_lip_image(batch["identity_face"], _aligned_face(batch))
+        both = augment_faces_alone(keys[0], jnp.concatenate([batch["face"], oracle]))
+        prediction = talker.encoder.apply(params, both, False, rngs={"dropout": keys[1]})
+        n = len(oracle)
+        target = {name: batch[name] for name in ("expression", "identity", "albedo")}
+        target["illumination"] = batch["illumination"]
+        target["pose"] = encoders.pose_vector(batch["head_to_world"])
+        target["points"] = batch["points_face"]
+        real, errors = encoders.encoder_loss(jax.tree.map(lambda x: x[:n], prediction), target)
+        # On a swapped mouth only what the mouth shows is asked for: the lips' vertices.
+        moved = prediction["expression"] - jnp.concatenate([batch["expression"]] * 2)
+        lips = jnp.mean((LIP_EXPRESSION_SCALE * (moved @ facts.lip_basis)) ** 2)
+        return real + lips, errors | {"lips": lips}
+
+    fields = ("face", "identity_face", "points_face", "identity_points_face", "expression")
+    fields += ("identity", "albedo", "illumination", "head_to_world")
+    return Stage("prior", fields, init, loss, config.stages.prior, select="best")
+
+
+def augment_faces_alone(key: jax.Array, faces: jax.Array) -> jax.Array:
+    """Brightness, contrast and blur of single faces [B, H, W, 3]; nothing that moves a point."""
+    keys = jax.random.split(key, 3)
+    shape = (len(faces), 1, 1, 1)
+    gain = jax.random.uniform(keys[0], shape, minval=0.85, maxval=1.15)
+    bias = jax.random.uniform(keys[1], shape, minval=-0.07, maxval=0.07)
+    half = jax.image.resize(faces, (len(faces), 48, 48, 3), "linear")
+    soft = jax.image.resize(half, faces.shape, "linear")
+    share = jax.random.uniform(keys[2], shape)
+    return jnp.clip((share * soft + (1 - share) * faces) * gain + bias, 0.0, 1.0)
+
+
+def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
+    """StyleNet and FuseNet: Eq. 3, and the same on the lips' vertices."""
+
+    def init(key, batch):
+        keys = jax.random.split(key)
+        style = talker.style.init(keys[0], batch["mel"], batch["identity"])
+        fuse = talker.fuse.init(keys[1], batch["lip_codes"], batch["lip_codes"])
+        return {"style": style, "fuse": fuse}
+
+    def loss(params, frozen, batch, key, step):
+        keys = jax.random.split(key, 4)
+        mel = batch["mel"]
+        if config.speech.augment:
+            mel = lipnet.augment_mel(keys[0], mel)
+        mel = jnp.where(talker.inputs == "speech", 0.0, mel)
+        style = talker.style.apply(
+            params["style"], mel, batch["identity"], False, rngs={"dropout": keys[1]}
+        )
+        speech = batch["lip_codes"]
+        speech = jnp.zeros_like(speech) if talker.inputs == "entire" else speech
+        style = jnp.zeros_like(style) if talker.inputs == "speech" else style
+        expression = talker.fuse.apply(
+            params["fuse"], speech, style, False, rngs={"dropout": keys[2]}
+        )
+        error = expression_loss(expression, batch["expression"])
+        moved = (expression - batch["expression"]) @ facts.lip_basis
+        lips = jnp.mean((LIP_EXPRESSION_SCALE * moved) ** 2)
+        small = jnp.mean(style**2)
+        total = error + config.speech.lip_weight * lips + config.speech.style_weight * small
+        return total, {"expression": error, "lips": lips}
+
+    fields = ("mel", "identity", "lip_codes", "expression")
+    return Stage("speech", fields, init, loss, config.stages.speech, select="best")
+
+
+# ---- II-C: nerf
+
+
+def view_of(batch: Batch) -> View:
+    """The recorded view of a batch's frames, with its baked guide."""
+    guide = Guide(*(batch[name] for name in GUIDE))
+    return View(recorded(batch["intrinsics"]), batch["head_to_world"], guide)
+
+
+def novel_view_of(batch: Batch) -> View:
+    """A random view of a batch's frames; only rays that meet the bare surface are active."""
+    guide = Guide(*(batch[f"novel_{name}"] for name in ("near", "far", "offset", "hit")))
+    camera = Camera(batch["intrinsics"], batch["novel_camera"])
+    return View(camera, batch["head_to_world"], guide)
+
+
+def training_motion(
+    config: Any, talker: Talker, frozen: Frozen, batch: Batch, key: jax.Array
+) -> Motion:
+    """The codes that drive the field in training: f_exp-aud from LipNet, or from real lips."""
+    real = jax.random.bernoulli(key, config.nerf.oracle, (len(batch["mel"]), 1))
+    speech = jnp.where(real, batch["oracle_codes"], batch["lip_codes"])
+    style = talkers.style_codes(talker, frozen, batch["mel"], batch["identity"])
+    return talkers.fuse(talker, frozen, speech, style)
+
+
+def _codes(motion: Motion, batch: Batch):
+    return talkers.head_codes(motion, batch["identity"], batch["albedo"], batch["illumination"])
+
+
+def mouth_map(points68: jax.Array, size: int) -> jax.Array:
+    """[B, size, size, 1]: a Gaussian over the mouth, 1 in its middle."""
+    centre = points68[:, 48:68].mean(1)
+    half = 0.5 * jnp.linalg.norm(points68[:, 54] - points68[:, 48], axis=-1)
+    at = (jnp.arange(size) + 0.5) / size
+    across = (at - centre[:, :1]) / (1.2 * half[:, None])
+    down = (at - centre[:, 1:]) / half[:, None]
+    return jnp.exp(-0.5 * (across[:, None, :] ** 2 + down[:, :, None] ** 2))[..., None]
+
+
+def _geometry(head: Head, params: Params, codes, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Opacity and depth against the 3DMM at random cameras: silhouette and depth terms."""
+    hit, chosen, guide = head.apply(params, codes, novel_view_of(batch), method="surface")
+    seen = guide.active.astype(jnp.float32)
+    depth = jnp.take_along_axis(batch["novel_depth"], chosen, 1)
+    count = jnp.maximum(seen.sum(), 1.0)
+    silhouette = jnp.sum(seen * (1 - hit.alpha) ** 2) / count
+    off = jnp.where(guide.active, hit.depth - depth, 0.0)
+    return silhouette, jnp.sum(seen * jnp.minimum(off**2, 1.0)) / count
+
+
+def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
+    """The radiance field: Eq. 6, and what the 3D prior knows of its geometry."""
+    nerf, head = config.nerf, talker.head
+    novel_head = replace(head, capacity=max(1, head.capacity // 4))
+
+    def init(key, batch):
+        motion = Motion(*[jnp.zeros_like(batch["expression"])] * 3)
+        return head.init(key, _codes(motion, batch), view_of(batch), batch["row"])
+
+    def loss(params, frozen, batch, key, step):
+        keys = jax.random.split(key)
+        motion = training_motion(config, talker, frozen, batch, keys[0])
+        codes = _codes(motion, batch)
+        seen = head.apply(params, codes, view_of(batch), batch["row"], keys[1])
+        error = seen.image - batch["image"]
+        weight = 0.3 + batch["mask"] + nerf.mouth_weight * mouth_map(batch["points68"], config.size)
+        weight = weight if nerf.mouth_weight else jnp.ones_like(batch["mask"])
+        terms = {"photometric": jnp.mean(weight * error**2)}
+        total = terms["photometric"]
+        total += nerf.l1_weight * jnp.mean(weight * jnp.abs(error))
+        total += nerf.gradient_weight * standardize.gradient_difference(seen.image, batch["image"])
+        mask = jax.image.resize(batch["mask"][..., 0], seen.alpha.shape, "linear")
+        terms["mask"] = jnp.mean((seen.alpha - mask) ** 2)
+        total += nerf.mask_weight * terms["mask"]
+        if nerf.geometry_weight:
+            silhouette, depth = _geometry(novel_head, params, codes, batch)
+            terms |= {"silhouette": silhouette, "depth": depth}
+            total += nerf.geometry_weight * (silhouette + depth)
+        if nerf.latent:
+            latents = params["params"]["latents"][batch["row"]]
+            total += nerf.latent_weight * jnp.mean(latents**2)
+        psnr = -10 * jnp.log10(jnp.mean(error**2))
+        return total, terms | {"psnr": psnr}
+
+    def images(params, frozen, batch):
+        speech = batch["lip_codes"]
+        style = talkers.style_codes(talker, frozen, batch["mel"], batch["identity"])
+        motion = talkers.fuse(talker, frozen, speech, style)
+        seen = head.apply(params, _codes(motion, batch), view_of(batch))
+        return {"truth": batch["image"], "render": seen.image}
+
+    fields = ("image", "mask", "points68", "mel", "expression", "identity", "albedo")
+    fields += ("illumination", "intrinsics", "head_to_world", "lip_codes", "oracle_codes", "row")
+    fields += GUIDE + (NOVEL if nerf.geometry_weight else ())
+    return Stage("nerf", fields, init, loss, config.stages.nerf, images)
+
+
+# ---- II-D: au, space
+
+
+def _au(config: Any, talker: Talker, facts: Facts) -> Stage:
+    """The AU encoder: Eq. 7 + Eq. 8 on real frames."""
+    weights = action_units.au_weights(jnp.asarray(facts.au_prevalence))
+
+    def init(key, batch):
+        return talker.au.init(key, batch["image"])
+
+    def loss(params, frozen, batch, key, step):
+        image = augment_faces(key, batch["image"])
+        _, logits = talker.au.apply(params, image)
+        right = jnp.mean((logits > 0) == (batch["au"] > 0.5))
+        return action_units.au_loss(logits, batch["au"], weights), {"accuracy": right}
+
+    return Stage("au", ("image", "au"), init, loss, config.stages.au, select="best")
+
+
+def _space(config: Any, talker: Talker, facts: Facts) -> Stage:
+    """Codebooks and decoder: Eq. 11 on real frames and on the field's renders of them."""
+    settings = config.space
+
+    def standardise(params, frozen, image):
+        return talkers.standardise(talker, {**frozen, "space": params}, image)
+
+    def init(key, batch):
+        features, _ = talker.au.init_with_output(key, batch["image"])[0]
+        return talker.space.init(key, batch["image"], features)
+
+    def loss(params, frozen, batch, key, step):
+        chosen = jax.random.bernoulli(key, settings.renders, batch["has_render"].shape)
+        rendered = (chosen & batch["has_render"])[:, None, None, None]
+        given = jnp.where(rendered, batch["render"] / 255.0, batch["image"])
+        output, found = standardise(params, frozen, given)
+        total, terms = standardize.space_loss(
+            output,
+            batch["image"],
+            found,
+            settings.beta_au,
+            settings.beta_global,
+            settings.gradient_weight,
+        )
+        return total, terms | {"found": found}
+
+    def after_step(params, aux, key):
+        return standardize.restart_codes(params, aux["found"], key)
+
+    def images(params, frozen, batch):
+        output, _ = standardise(params, frozen, batch["image"])
+        return {"truth": batch["image"], "standardised": output}
+
+    fields = ("image", "render", "has_render")
+    return Stage(
+        "space", fields, init, loss, config.stages.space, images, after_step=after_step
+    )

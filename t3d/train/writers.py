@@ -1,0 +1,149 @@
+"""What a training says while it runs: a line of progress, and TensorBoard's files."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from t3d.errors import UserError
+
+LAG = 8  # steps that may be in flight before the oldest one's loss is waited for
+SCALARS_EVERY = 1.0  # seconds
+LINES_EVERY = 10.0  # seconds, where no bar can be drawn
+MAX_BAD_STEPS = 10  # in a row
+
+
+class Monitor:
+    """Watches the steps of one stage without making the device wait.
+
+    Losses are looked at `LAG` steps late. Every `SCALARS_EVERY` seconds their means go to
+    TensorBoard; progress is a bar on a terminal, else a line every `LINES_EVERY` seconds.
+    """
+
+    def __init__(
+        self, name: str, start: int, steps: int, folder: Path, log: Callable[[str], None] = print
+    ):
+        self.name, self.start, self.steps, self.log = name, start, steps, log
+        self._summary = SummaryWriter(str(folder), purge_step=start)
+        self._pending: deque = deque()
+        self._window: list[dict[str, float]] = []
+        self._means: dict[str, float] = {}
+        self._began = self._scalars_at = self._line_at = time.monotonic()
+        self._bar = _bar(name, start, steps)
+
+    def __enter__(self) -> Monitor:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._summary.close()
+        if self._bar:
+            self._bar.stop()
+
+    def push(self, step: int, metrics: dict[str, jax.Array], batch: dict[str, Any]) -> None:
+        """Takes the metrics (scalars, `bad_steps` among them) of the step made from the batch.
+
+        Raises:
+            UserError: the loss was not finite `MAX_BAD_STEPS` times in a row.
+        """
+        source = {key: batch[key] for key in ("speaker", "frame") if key in batch}
+        self._pending.append((step, metrics, source))
+        if len(self._pending) > LAG:
+            self._take(*self._pending.popleft())
+        now = time.monotonic()
+        if now - self._scalars_at >= SCALARS_EVERY:
+            self._scalars_at = now
+            self._report(now)
+
+    def drain(self) -> None:
+        """Waits for all steps and reports them; raises as `push` does."""
+        while self._pending:
+            self._take(*self._pending.popleft())
+        self._report(time.monotonic())
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes scalars at a step."""
+        for key, value in values.items():
+            self._summary.add_scalar(f"{self.name}/{key}", float(value), step)
+
+    def images(self, step: int, images: dict[str, Any]) -> None:
+        """Writes image grids {name: [N, H, W, 3] in [0, 1]} at a step."""
+        for key, value in images.items():
+            grid = np.asarray(value, np.float32).clip(0, 1)
+            self._summary.add_images(f"{self.name}/{key}", grid, step, dataformats="NHWC")
+
+    def _take(self, step: int, metrics: dict[str, jax.Array], source: dict[str, Any]) -> None:
+        values = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        self._step = step
+        bad = int(values.pop("bad_steps"))
+        if not bad:
+            self._window.append(values)
+            return
+        self.log(
+            f"{self.name}: step {step}: the loss or its gradient is not finite; "
+            f"update skipped ({_describe(source)})"
+        )
+        if bad >= MAX_BAD_STEPS:
+            raise UserError(
+                f"stage {self.name}: the loss was not finite {bad} steps in a row (up to step "
+                f"{step}); lower --config.{self.name}.learning_rate, or look at the data of "
+                f"{_describe(source)}"
+            )
+
+    def _report(self, now: float) -> None:
+        if not self._window:
+            return
+        keys = self._window[0]
+        self._means = {key: float(np.mean([w[key] for w in self._window])) for key in keys}
+        self._window.clear()
+        self.scalars(self._step, self._means)
+        done = self._step + 1
+        if self._bar:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=done, loss=f"loss {self._means['loss']:.4g}")
+        elif now - self._line_at >= LINES_EVERY or done == self.steps:
+            self._line_at = now
+            self.log(self._line(done, now))
+
+    def _line(self, done: int, now: float) -> str:
+        seconds = (now - self._began) / max(done - self.start, 1)
+        left = seconds * (self.steps - done)
+        return (
+            f"{self.name}: step {done}/{self.steps}, loss {self._means['loss']:.4g}, "
+            f"{seconds:.3g} s a step, {int(left) // 60}:{int(left) % 60:02} left"
+        )
+
+
+def _bar(name: str, start: int, steps: int) -> Progress | None:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    columns = (
+        TextColumn("{task.description:>7}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console, refresh_per_second=2)
+    bar.add_task(name, total=steps, completed=start, loss="compiling …")
+    return bar
+
+
+def _describe(source: dict[str, Any]) -> str:
+    if "frame" not in source:
+        return "its batch holds no frame numbers"
+    frames = np.asarray(source["frame"]).reshape(-1)
+    speakers = np.asarray(source.get("speaker", np.zeros_like(frames))).reshape(-1)
+    pairs = sorted({(int(s), int(f)) for s, f in zip(speakers, frames)})
+    return "speaker and frame " + ", ".join(f"{s}:{f}" for s, f in pairs)

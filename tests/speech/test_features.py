@@ -1,0 +1,52 @@
+"""The networks hear what the peers' networks heard."""
+
+import numpy as np
+import pytest
+
+from t3d.speech import features
+
+
+@pytest.mark.parametrize("sound", ["chirp", "speech"])
+def test_mel_is_wav2lips(golden, sound):
+    numbers = golden("wav2lip_mel")
+    ours = features.mel(numbers[f"in_{sound}_int16"] / 32768)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, numbers[f"out_{sound}_mel"].T, atol=1e-4)
+
+
+def test_mel_filters_are_librosas():
+    librosa = pytest.importorskip("librosa")
+    expected = librosa.filters.mel(sr=16000, n_fft=800, n_mels=80, fmin=55, fmax=7600)
+    np.testing.assert_allclose(features._mel_filters(), expected, atol=1e-7)
+
+
+def test_mfcc_is_syncnet_pythons(golden):
+    numbers = golden("speech_mfcc")
+    ours = features.mfcc(numbers["in_speech_int16"] / 32768)
+    np.testing.assert_allclose(ours, numbers["out_mfcc"], atol=1e-4)
+
+
+def test_mel_has_80_steps_a_second_and_a_click_falls_into_its_step():
+    sound = np.zeros(32000)
+    sound[16000] = 1.0
+    mel = features.mel(sound)
+    assert mel.shape == (161, 80)
+    assert np.argmax(mel.mean(1)) == 80
+
+
+def test_mfcc_has_100_steps_a_second():
+    assert features.mfcc(np.zeros(16000)).shape == (99, 13)
+
+
+@pytest.mark.parametrize("samples", [1, 100, 401])
+def test_very_short_sound_is_finite(samples):
+    sound = np.ones(samples) * 0.1
+    assert np.isfinite(features.mel(sound)).all() and len(features.mel(sound)) == 1 + samples // 200
+    assert np.isfinite(features.mfcc(sound)).all()
+
+
+def test_windows_are_slices_inside_and_repeat_the_ends_outside():
+    mel = np.arange(20.0).reshape(10, 2)
+    np.testing.assert_array_equal(features.mel_window(mel, 3, 4), mel[3:7])
+    np.testing.assert_array_equal(features.mel_window(mel, -2, 3), mel[[0, 0, 0]])
+    np.testing.assert_array_equal(features.mel_window(mel, 8, 4), mel[[8, 9, 9, 9]])

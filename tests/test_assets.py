@@ -1,0 +1,153 @@
+"""Model files are found, taken only when they are the pinned ones, and never assumed."""
+
+import hashlib
+import json
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from t3d import assets
+from t3d.errors import UserError
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache and no T3D_ASSETS."""
+    monkeypatch.delenv("T3D_ASSETS", raising=False)
+    monkeypatch.setattr(assets.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    return tmp_path / "cache" / "t3d"
+
+
+def _pin(monkeypatch, content: bytes, url: str = ""):
+    pinned = replace(
+        assets.ASSETS["face_landmarker"], sha256=hashlib.sha256(content).hexdigest(), url=url
+    )
+    monkeypatch.setitem(assets.ASSETS, "face_landmarker", pinned)
+
+
+@pytest.fixture
+def server():
+    """A public home whose only file holds b"model"."""
+
+    class Home(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"model")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Home) as home:
+        Thread(target=home.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{home.server_port}/face_landmarker.task"
+        home.shutdown()
+
+
+def test_the_shared_files_are_the_pinned_ones(assets):
+    from t3d.assets import ASSETS
+
+    for name in ("face_landmarker", "deeplab_v3", "ict_facekit"):
+        content = (assets / ASSETS[name].filename).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == ASSETS[name].sha256
+
+
+def test_the_named_folder_is_looked_in_before_the_cache(cache, tmp_path, monkeypatch):
+    cache.mkdir(parents=True)
+    (cache / "face_landmarker.task").write_bytes(b"cached")
+    assert assets.find("face_landmarker") == cache / "face_landmarker.task"
+    (tmp_path / "face_landmarker.task").write_bytes(b"chosen")
+    monkeypatch.setenv("T3D_ASSETS", str(tmp_path))
+    assert assets.find("face_landmarker") == tmp_path / "face_landmarker.task"
+
+
+@pytest.mark.parametrize("name", list(assets.ASSETS))
+def test_a_missing_asset_names_its_use_and_the_commands(cache, name):
+    with pytest.raises(UserError, match=f"t3d assets import {name} FILE") as error:
+        assets.find(name)
+    assert assets.ASSETS[name].use in str(error.value) and "\n" not in str(error.value)
+    if assets.ASSETS[name].url:
+        assert f"t3d assets fetch {name}" in str(error.value)
+
+
+def test_an_imported_file_is_found(cache, tmp_path, monkeypatch):
+    _pin(monkeypatch, b"model")
+    (tmp_path / "download").write_bytes(b"model")
+    path = assets.import_file("face_landmarker", tmp_path / "download")
+    assert assets.find("face_landmarker") == path and path.read_bytes() == b"model"
+    assert [f.name for f in cache.iterdir()] == ["face_landmarker.task"]
+
+
+def test_another_file_is_refused(cache, tmp_path, monkeypatch):
+    _pin(monkeypatch, b"model")
+    (tmp_path / "download").write_bytes(b"another")
+    with pytest.raises(UserError, match="not the face_landmarker.task that is pinned"):
+        assets.import_file("face_landmarker", tmp_path / "download")
+    with pytest.raises(UserError, match="no such file"):
+        assets.import_file("face_landmarker", tmp_path / "none")
+    assert not cache.exists()
+
+
+def test_a_fetched_file_is_found(cache, server, monkeypatch):
+    _pin(monkeypatch, b"model", server)
+    assert assets.fetch("face_landmarker") == assets.find("face_landmarker")
+    assert assets.find("face_landmarker").read_bytes() == b"model"
+    assert [f.name for f in cache.iterdir()] == ["face_landmarker.task"]
+
+
+def test_a_changed_file_at_the_public_home_is_refused_and_removed(cache, server, monkeypatch):
+    _pin(monkeypatch, b"the file of last year", server)
+    with pytest.raises(UserError, match="pinned"):
+        assets.fetch("face_landmarker")
+    assert not any(cache.iterdir())
+
+
+def test_no_connection_is_a_user_error(cache, monkeypatch):
+    _pin(monkeypatch, b"model", "http://127.0.0.1:9/none")
+    with pytest.raises(UserError, match="cannot be fetched"):
+        assets.fetch("face_landmarker")
+
+
+def test_what_has_no_public_file_says_how_to_import_it(cache):
+    with pytest.raises(UserError, match="ICT-FaceKit.*t3d assets import ict_facekit"):
+        assets.fetch("ict_facekit")
+
+
+def test_an_unknown_name_lists_the_known(cache):
+    with pytest.raises(UserError, match="face_landmarker"):
+        assets.find("face_landmarks")
+
+
+def test_the_listing_tells_what_is_here(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("T3D_ASSETS", str(tmp_path))
+    (tmp_path / "ict_facekit.npz").write_bytes(b"")
+    here = {row["name"]: row["path"] for row in assets.listing()}
+    assert here.pop("ict_facekit") == str(tmp_path / "ict_facekit.npz")
+    assert set(here.values()) == {""}
+
+
+def test_a_facekit_checkout_becomes_the_shared_arrays(assets, tmp_path, monkeypatch):
+    from t3d import facekit
+
+    monkeypatch.setattr(facekit, "IDENTITIES", 2)
+    indices = json.loads((assets / "ict_sample" / "vertex_indices.json").read_text())
+    indices["expressions"] = ["jawOpen", "mouthSmile_L"]
+    for file in (assets / "ict_sample").glob("*.obj"):
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "vertex_indices.json").write_text(json.dumps(indices))
+    ours = facekit.convert(tmp_path)
+    with np.load(assets / "ict_facekit.npz") as shared:
+        same = ["neutral", "triangles", "uv", "triangle_uv", "landmarks_68", "region_names"]
+        for key in [*same, "region_ranges"]:
+            np.testing.assert_array_equal(ours[key], shared[key], err_msg=key)
+        np.testing.assert_array_equal(ours["identity"], shared["identity"][:2])
+        shapes = [shared["expression_names"].tolist().index(n) for n in indices["expressions"]]
+        np.testing.assert_array_equal(ours["expression"], shared["expression"][shapes])
+
+
+def test_a_folder_that_is_no_facekit_is_refused(cache, tmp_path):
+    with pytest.raises(UserError, match="vertex_indices.json.*FaceXModel"):
+        assets.import_file("ict_facekit", tmp_path)

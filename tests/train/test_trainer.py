@@ -1,0 +1,388 @@
+"""The loop: the same numbers stopped or not, no NaN in the parameters, no time of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from t3d import checkpoint
+from t3d.errors import UserError
+from t3d.train import sharding, trainer, writers
+
+ROOT = Path(__file__).resolve().parents[2]
+TRUTH = np.linspace(-1, 1, 12).reshape(4, 3).astype(np.float32)
+
+
+def config(**changes):
+    base = dict(steps=20, batch_size=8, learning_rate=0.1, warmup_steps=2)
+    return ConfigDict(base | dict(validate_every=5, save_every=5) | changes)
+
+
+def toy_init(key, batch):
+    return {"w": 0.1 * jax.random.normal(key, (batch["x"].shape[-1], batch["y"].shape[-1]))}
+
+
+def toy_loss(params, frozen, batch, key, step):
+    """A regression whose inputs are noisy, so that the key matters."""
+    noise = 0.05 * jax.random.normal(key, batch["x"].shape)
+    error = jnp.square((batch["x"] + noise) @ params["w"] + frozen["before"]["b"] - batch["y"])
+    return error.mean(), {"error_max": error.max(), "errors": error, "step": step}
+
+
+def toy_batch(step, seed=0):
+    x = np.random.default_rng((seed, step)).normal(size=(8, 4)).astype(np.float32)
+    frame = 8 * step + np.arange(8)
+    return {"x": x, "y": x @ TRUTH, "frame": frame, "speaker": np.zeros(8, np.int32)}
+
+
+def toy_batches(start):
+    while True:
+        yield toy_batch(start)
+        start += 1
+
+
+def toy_validation():
+    return [toy_batch(n, seed=1) for n in range(2)]
+
+
+def toy_stage(loss=toy_loss, **options):
+    changes = options.pop("config", {})
+    return trainer.Stage("toy", ("x", "y"), toy_init, loss, config(**changes), **options)
+
+
+def train(stage, workdir, batches=toy_batches, validation=toy_validation, log=None, frozen=None):
+    frozen = frozen or {"before": {"b": np.zeros(3, np.float32)}}
+    log = log or (lambda line: None)
+    return trainer.run(stage, frozen, batches, validation, workdir, seed=3, log=log)
+
+
+def stop_before(last):
+    def batches(start):
+        for _, batch in zip(range(start, last), toy_batches(start)):
+            yield batch
+        raise KeyError("stopped")
+
+    return batches
+
+
+def entry(workdir):
+    return checkpoint.read_run(workdir)["stages"]["toy"]
+
+
+def test_loss_falls_and_the_outcome_is_on_disk(tmp_path):
+    params = train(toy_stage(config={"steps": 100, "save_every": 50}), tmp_path)
+    record = entry(tmp_path)
+    assert record["loss_last"] < 0.1 * record["loss_first"]
+    assert record["steps"] == 100 and record["skipped"] == 0 and record["parameters"] == 12
+    assert record["sha256"] == checkpoint.params_sha256(params)
+    np.testing.assert_allclose(params["w"], TRUTH, atol=0.15)
+    loaded = checkpoint.load_params(tmp_path / "params" / "toy")
+    np.testing.assert_array_equal(loaded["w"], params["w"])
+    assert any((tmp_path / "logs" / "toy").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    "stop_at, options", [(5, {}), (13, {"select": "best", "config": {"ema": 0.9}})]
+)
+def test_stopped_and_resumed_equals_not_stopped_to_the_bit(tmp_path, stop_at, options):
+    whole = train(toy_stage(**options), tmp_path / "whole")
+    with pytest.raises(KeyError):
+        train(toy_stage(**options), tmp_path / "parts", batches=stop_before(stop_at))
+    lines = []
+    parts = train(toy_stage(**options), tmp_path / "parts", log=lines.append)
+    assert f"goes on from step {stop_at // 5 * 5}" in lines[0]
+    np.testing.assert_array_equal(whole["w"], parts["w"])
+    first, second = entry(tmp_path / "whole"), entry(tmp_path / "parts")
+    assert first.pop("seconds") >= 0 and second.pop("seconds") >= 0
+    assert first == second
+
+
+def test_two_seeds_and_two_stages_draw_other_numbers():
+    keys = {
+        tuple(np.asarray(jax.random.key_data(trainer.stage_key(seed, name))))
+        for seed in range(3)
+        for name in ("sync", "lip")
+    }
+    assert len(keys) == 6
+
+
+def test_finished_stage_is_not_trained_again(tmp_path):
+    first = train(toy_stage(), tmp_path)
+    lines = []
+    again = train(toy_stage(), tmp_path, batches=stop_before(0), log=lines.append)
+    np.testing.assert_array_equal(first["w"], again["w"])
+    assert lines == ["toy: is done (20 steps)"]
+
+
+def test_finished_stage_with_other_settings_says_so(tmp_path):
+    train(toy_stage(), tmp_path)
+    lines = []
+    other = {"before": {"b": np.ones(3, np.float32)}}
+    train(toy_stage(config={"learning_rate": 0.2}), tmp_path, log=lines.append, frozen=other)
+    assert "config.learning_rate, frozen.before changed since" in lines[0]
+
+
+def test_more_steps_go_on_from_the_end(tmp_path):
+    train(toy_stage(), tmp_path)
+    lines = []
+    train(toy_stage(config={"steps": 30}), tmp_path, log=lines.append)
+    assert lines[0] == "toy: goes on from step 20"
+    assert entry(tmp_path)["steps"] == 30
+
+
+def test_step_is_traced_once(tmp_path):
+    traces = []
+
+    def counted(*args):
+        traces.append(1)
+        return toy_loss(*args)
+
+    train(toy_stage(counted), tmp_path, validation=list)
+    assert len(traces) == 1
+
+
+def test_parameters_are_donated():
+    stage = toy_stage()
+    batch = {key: jnp.asarray(value) for key, value in toy_batch(0).items()}
+    key = trainer.stage_key(0, "toy")
+    state = jax.jit(lambda k, b: trainer.init_state(stage, k, b))(key, batch)
+    loop = trainer._Loop(stage, {"before": {"b": np.zeros(3)}}, list, None, 0, {}, print)
+    loop.train_step(state, loop.frozen, batch, key)
+    assert state.params["w"].is_deleted()
+
+
+def poisoned(steps):
+    def batches(start):
+        for step, batch in enumerate(toy_batches(start), start):
+            yield batch | {"x": batch["x"] * np.nan} if step in steps else batch
+
+    return batches
+
+
+def test_step_that_is_not_finite_changes_nothing_and_names_its_batch(tmp_path):
+    lines, seen = [], {}
+
+    def after(params, aux, key):
+        jax.debug.callback(lambda s, w: seen.update({int(s): w}), aux["step"], params["w"])
+        return params
+
+    params = train(
+        toy_stage(after_step=after), tmp_path, batches=poisoned({4, 9}), log=lines.append
+    )
+    assert np.isfinite(params["w"]).all()
+    bad = [line for line in lines if "not finite" in line]
+    assert [line.split(":")[1] for line in bad] == [" step 4", " step 9"]
+    assert "0:32, 0:33" in bad[0]
+    assert entry(tmp_path)["skipped"] == 2
+    assert np.isnan(seen[4]).all() and np.isfinite(seen[5]).all()
+
+
+def test_gradient_that_is_not_finite_is_skipped_too(tmp_path):
+    def loss(params, frozen, batch, key, step):
+        return jnp.sqrt(jnp.sum(jnp.square(batch["x"] @ params["w"]))), {}
+
+    def batches(start):
+        for step, batch in enumerate(toy_batches(start), start):
+            yield batch | {"x": batch["x"] * (step != 3)}
+
+    params = train(toy_stage(loss), tmp_path, batches=batches)
+    assert np.isfinite(params["w"]).all()
+    assert entry(tmp_path)["skipped"] == 1
+
+
+def test_loss_that_stays_not_finite_stops_with_a_user_error(tmp_path):
+    bad = set(range(6, 100))
+    stage = toy_stage(config={"steps": 100, "save_every": 50})
+    with pytest.raises(UserError, match=r"10 steps in a row .*step 15.*0:120") as error:
+        train(stage, tmp_path, batches=poisoned(bad))
+    assert "\n" not in str(error.value)
+    params = train(stage, tmp_path)
+    assert np.isfinite(params["w"]).all()
+
+
+def test_best_parameters_are_those_of_the_lowest_validation_loss(tmp_path):
+    """The rate is so high that the loss ends above its lowest point."""
+
+    def loss(params, frozen, batch, key, step):
+        drift = jnp.where(step > 10, 1.0, 0.0)
+        return jnp.square(params["w"] - TRUTH - 5.0 * drift).mean(), {}
+
+    def validation():
+        return [toy_batch(0)]
+
+    lines = []
+    stage = toy_stage(loss, select="best", config={"validate_every": 2, "learning_rate": 0.3})
+    train(stage, tmp_path, validation=validation, log=lines.append)
+    record = entry(tmp_path)
+    assert record["selected_step"] <= 10
+    assert record["validation"] < record["loss_last"]
+
+
+def test_without_validation_batches_the_last_parameters_are_kept(tmp_path):
+    best = train(toy_stage(select="best"), tmp_path / "best", validation=list)
+    last = train(toy_stage(), tmp_path / "last", validation=list)
+    np.testing.assert_array_equal(best["w"], last["w"])
+    assert entry(tmp_path / "best")["validation"] is None
+
+
+def test_averaged_parameters_follow_the_closed_form():
+    stage = toy_stage(config={"ema": 0.9, "learning_rate": 0.05})
+    key = trainer.stage_key(0, "toy")
+    frozen = {"before": {"b": np.zeros(3, np.float32)}}
+    step_once = jax.jit(partial(trainer.train_step, stage))
+    state = trainer.init_state(stage, key, toy_batch(0))
+    expected = np.asarray(state.params["w"])
+    for step in range(6):
+        state, _ = step_once(state, frozen, toy_batch(step), key)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["w"])
+    np.testing.assert_allclose(state.ema["w"], expected, rtol=1e-5)
+    assert trainer.current_params(state) is state.ema
+
+
+def test_after_step_gets_the_parameters_the_aux_and_its_own_key(tmp_path):
+    def after(params, aux, key):
+        assert aux["errors"].shape == (8, 3)
+        return {"w": jnp.zeros_like(params["w"]) + jax.random.uniform(key)}
+
+    params = train(toy_stage(after_step=after), tmp_path)
+    assert np.ptp(params["w"]) == 0 and 0 < params["w"][0, 0] < 1
+
+
+def test_images_are_written_at_validation(tmp_path):
+    def images(params, frozen, batch):
+        return {"grid": jnp.zeros((2, 8, 8, 3)) + params["w"].mean()}
+
+    train(toy_stage(images=images), tmp_path)
+    events = b"".join(f.read_bytes() for f in (tmp_path / "logs" / "toy").iterdir())
+    assert events.count(b"toy/grid") >= 4 and b"toy/validation_loss" in events
+
+
+def test_damaged_newest_checkpoint_falls_back_and_ends_the_same(tmp_path):
+    whole = train(toy_stage(), tmp_path / "whole")
+    with pytest.raises(KeyError):
+        train(toy_stage(), tmp_path / "parts", batches=stop_before(13))
+    newest = tmp_path / "parts" / "checkpoints" / "toy" / "10"
+    for file in newest.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:20])
+    lines = []
+    parts = train(toy_stage(), tmp_path / "parts", log=lines.append)
+    assert "toy/10: this checkpoint is damaged" in lines[0]
+    assert "goes on from step 5" in lines[1]
+    np.testing.assert_array_equal(whole["w"], parts["w"])
+
+
+def test_checkpoint_of_another_shape_is_a_user_error(tmp_path):
+    with pytest.raises(KeyError):
+        train(toy_stage(), tmp_path, batches=stop_before(8))
+
+    def wider(start):
+        return ({**batch, "x": np.tile(batch["x"], 2)} for batch in toy_batches(start))
+
+    with pytest.raises(UserError, match="made with another config .*params/w"):
+        train(toy_stage(), tmp_path, batches=wider)
+
+
+def test_workdir_that_cannot_be_made_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        train(toy_stage(), tmp_path / "file" / "run")
+
+
+LONG = {"steps": 400, "save_every": 20, "validate_every": 100}
+CHILD = """
+import sys, time
+import test_trainer as t
+
+def slow(start):
+    for batch in t.toy_batches(start):
+        time.sleep(0.01)
+        yield batch
+
+try:
+    log = lambda line: print(line, flush=True)
+    t.train(t.toy_stage(config=t.LONG), sys.argv[1], batches=slow, log=log)
+except SystemExit as stop:
+    sys.exit(stop.code)
+"""
+
+
+def launch(workdir):
+    env = os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONWARNINGS": "default",
+    }
+    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(workdir)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_exits_with_its_code_and_the_run_goes_on(tmp_path, number, code):
+    process = launch(tmp_path)
+    saved = tmp_path / "checkpoints" / "toy" / "20"
+    deadline = time.monotonic() + 60
+    while not saved.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == code, output
+    last = output.strip().splitlines()[-1]
+    assert f"stopped by {number.name}" in last and "Traceback" not in output
+    step = int(last.split("at step ")[1].split(" of")[0])
+    assert 20 <= step < 400
+    lines = []
+    parts = train(toy_stage(config=LONG), tmp_path, log=lines.append)
+    assert f"goes on from step {step}" in lines[0]
+    whole = train(toy_stage(config=LONG), tmp_path / "whole")
+    np.testing.assert_array_equal(whole["w"], parts["w"])
+
+
+def test_loop_costs_less_than_a_millisecond_a_step_beyond_the_step(tmp_path):
+    stage = toy_stage(config={"steps": 2000, "save_every": 0, "validate_every": 0})
+    times = []
+
+    def timed(start):
+        batch = toy_batch(0)
+        while True:
+            times.append(time.perf_counter())
+            yield batch
+
+    train(stage, tmp_path, batches=timed, validation=list)
+    assert np.median(np.diff(times[500:])) < 1e-3
+
+
+def test_record_is_plain_json(tmp_path):
+    train(toy_stage(), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    settings = record["stages"]["toy"]["settings"]
+    assert settings["seed"] == 3 and set(settings["frozen"]) == {"before"}
+
+
+def test_batch_that_cannot_be_split_is_a_user_error():
+    class FakeMesh:
+        size, local_devices, axis_names = 2, (0, 1), ("data",)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "NamedSharding", lambda *args: None)
+        with pytest.raises(UserError, match="multiple"):
+            sharding.shard_batch(FakeMesh(), {"x": np.zeros((3, 2))})
+
+
+def test_lines_of_progress_tell_step_loss_and_time_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers, "LINES_EVERY", 0.0)
+    monkeypatch.setattr(writers, "SCALARS_EVERY", 0.0)
+    lines = []
+    train(toy_stage(), tmp_path, log=lines.append)
+    assert lines[-1].startswith("toy: step 20/20, loss ") and lines[-1].endswith(", 0:00 left")
