@@ -45,12 +45,15 @@ def _assets(args) -> None:
     from t3d import assets
 
     if args.action == "list":
-        print(assets.listing())
+        for row in assets.listing():
+            where = row["path"] or "missing"
+            print(f"{row['name']:<16} {where}\n{'':<16} {row['use']} ({row['licence']})")
     elif args.action == "fetch":
-        for name in args.names or assets.ASSETS:
+        fetchable = [name for name, asset in assets.ASSETS.items() if asset.url]
+        for name in args.names or fetchable:
             print(f"{name}: {assets.fetch(name)}")
     else:
-        print(f"{args.name}: {assets.import_file(args.name, Path(args.file))}")
+        print(f"{args.name}: {assets.import_file(args.name, args.file)}")
 
 
 def _synthesize(args) -> None:
@@ -159,6 +162,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         help="the decoder's image (default) or the radiance field's",
     )
     sub.add_argument("--size", type=_size, help="side of the video in pixels")
+    sub.add_argument("--speaker", metavar="NAME", help="which, if it has learned several (first)")
 
     sub = command(
         "evaluate",
@@ -169,6 +173,8 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument("--workdir", required=True, metavar="DIR", help="a trained run")
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
     sub.add_argument("--split", choices=("test", "validation"), default="test")
+    sub.add_argument("--speaker", metavar="NAME", help="which, if it has learned several (first)")
+    sub.add_argument("--data", metavar="DIR", help="where its dataset is now, if it has moved")
 
     sub = command(
         "demo",
@@ -199,7 +205,9 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("list", help="what there is and where", parents=[debug])
     fetch = actions.add_parser("fetch", help="download from the public homes", parents=[debug])
-    fetch.add_argument("names", nargs="*", metavar="NAME", help="all if none is named")
+    fetch.add_argument(
+        "names", nargs="*", metavar="NAME", help="all that have a home, if none is named"
+    )
     add = actions.add_parser("import", help="take a file you have", parents=[debug])
     add.add_argument("name", metavar="NAME")
     add.add_argument("file", metavar="FILE")

@@ -173,7 +173,7 @@ def _unknown_key(key: str, keys: list[str]) -> str:
     def likeness(other: str) -> float:
         whole = difflib.SequenceMatcher(None, key, other).ratio()
         end = difflib.SequenceMatcher(None, last, other.rpartition(".")[2]).ratio()
-        return whole + end
+        return whole + 2 * end
 
     nearest = max(keys, key=likeness)
     return f"{PREFIX}{key}: no such key; the nearest is {PREFIX}{nearest}"

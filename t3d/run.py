@@ -142,18 +142,19 @@ def _load_speakers(workdir: Path) -> list[Speaker]:
 # ---- a talker at work
 
 
-def motion_of(run: Run, speaker: Speaker, mel: np.ndarray, frames: int) -> Motion:
+def motion_of(run: Run, speaker: Speaker, mel: np.ndarray, frames: int | np.ndarray) -> Motion:
     """What a sound does to a speaker's face (II-B), smoothed in time by `speech.smooth` frames.
 
     Args:
-        mel: [M, 80] of the whole sound; frames: T at 25 fps.
+        mel: [M, 80] of the whole sound; frames: the first T at 25 fps, or their numbers [T].
 
     Returns:
         Motion of [T, 79] arrays (NumPy).
     """
-    windows = mel_windows(mel, np.arange(frames), run.config.mel_steps)
+    frames = np.arange(frames) if np.ndim(frames) == 0 else frames
+    windows = mel_windows(mel, frames, run.config.mel_steps)
     drive = jax.jit(partial(talkers.drive, run.talker))
-    motion = _in_batches(
+    motion = in_batches(
         lambda window: drive(
             run.params,
             window,
@@ -176,7 +177,7 @@ def _smooth(values: np.ndarray, deviation: float) -> np.ndarray:
     return gaussian_filter1d(values, deviation, axis=0, mode="nearest") if deviation else values
 
 
-def _in_batches(function: Callable, *arrays: np.ndarray, size: int = 4 * BATCH) -> Any:
+def in_batches(function: Callable, *arrays: np.ndarray, size: int = 4 * BATCH) -> Any:
     """Maps a jitted function over the leading axis in batches of one size; NumPy trees out."""
     count = len(arrays[0])
     parts = []
@@ -347,7 +348,7 @@ class _Training:
             versions=checkpoint.versions(),
             rows=int(self.rows[-1]),
             data=[
-                {"path": str(d.path), "name": d.name, "sha256": d.meta["source_sha256"]}
+                {"path": str(d.path.resolve()), "name": d.name, "sha256": d.meta["source_sha256"]}
                 for d in datasets
             ],
         )
@@ -421,7 +422,7 @@ class _Training:
         read = jax.jit(partial(talkers.speech_codes, self._talker()))
         windows = mel_windows(dataset.mel, frames, self.config.mel_steps)
         face = np.broadcast_to(speaker.identity_face, (4 * BATCH, 96, 96, 3))
-        return self._spread(dataset, frames, _in_batches(lambda w: read(frozen, w, face), windows))
+        return self._spread(dataset, frames, in_batches(lambda w: read(frozen, w, face), windows))
 
     def _oracle_codes(self, frozen, dataset, speaker) -> np.ndarray:
         """f_exp-aud of I_id with the real lower face (oracle Lip-wav images)."""
@@ -438,7 +439,7 @@ class _Training:
             return talkers.read_expression(self._talker(), frozen, image)
 
         faces = np.stack([dataset.picture(f, "face") for f in frames]).astype(np.float32) / 255
-        return self._spread(dataset, frames, _in_batches(read, faces, points[frames]))
+        return self._spread(dataset, frames, in_batches(read, faces, points[frames]))
 
     def _make_guides(self) -> None:
         """Shells of the recorded views and of one random view of each frame."""
@@ -479,10 +480,10 @@ class _Training:
         style = jax.jit(partial(talkers.style_codes, self._talker()))
         windows = mel_windows(dataset.mel, frames, self.config.mel_steps)
         identity = np.broadcast_to(speaker.identity, (4 * BATCH, 100))
-        styles = _in_batches(lambda w: style(frozen, w, identity), windows)
+        styles = in_batches(lambda w: style(frozen, w, identity), windows)
         index = self.datasets.index(dataset)
         fuse = jax.jit(partial(talkers.fuse, self._talker(), frozen))
-        motion = _in_batches(fuse, self.arrays["lip_codes"][index][frames], styles)
+        motion = in_batches(fuse, self.arrays["lip_codes"][index][frames], styles)
         motion = motion.replace(expression=dataset.track["expression"][frames])
         run = Run(self.workdir, self.config, self._talker(), frozen, self.speakers)
         pose = dataset.track["head_to_world"][frames]

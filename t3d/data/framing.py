@@ -9,7 +9,7 @@ BROWS = slice(17, 27)
 CHIN = 8
 EYE_CORNERS = (36, 39, 42, 45)
 # The head around the face, in brow-to-chin heights: hair above, neck below, ears and hair beside.
-ABOVE, BELOW, BESIDE = 0.85, 0.2, 1.0
+ABOVE, BELOW, BESIDE = 0.85, 0.12, 0.9
 FACE_SIDE = 1.25
 SMOOTH = 3.0  # frames, deviation of the Gaussian that smooths the face crop's centre
 

@@ -13,6 +13,8 @@ from t3d.data.mediapipe_tasks import open_task, to_image
 
 _SIDE = 256  # pixels; where persons are segmented
 _PERSON = 15  # of DeepLab's 21 classes (PASCAL VOC)
+_JAW = slice(4, 13)  # of the 68: from one corner of the jaw over the chin to the other
+_CORNERS = ((3, 3, 4), (13, 13, 12))  # of the 68: their mean is where the jaw line is left
 _NOSE_TIP = 30
 _SLACK = 10  # pixels of 256 that GrabCut may move DeepLab's border by
 _OUTSIDE = 0.02  # the cut runs this far outside the jaw line, in face heights
@@ -71,9 +73,8 @@ def head_mask(person: np.ndarray, points68: np.ndarray) -> np.ndarray:
     if not np.isfinite(points68).all():
         return np.zeros((height, width), np.float32)
     right, down, size = _head_axes(points68)
-    jaw = np.concatenate(
-        [points68[3:5].mean(0)[None], points68[4:13], points68[12:14].mean(0)[None]]
-    )
+    ends = points68[np.array(_CORNERS)].mean(1, keepdims=True)
+    jaw = np.concatenate([ends[0], points68[_JAW], ends[1]])
     outwards = jaw - points68[_NOSE_TIP]
     jaw = jaw + _OUTSIDE * size * outwards / np.linalg.norm(outwards, axis=-1, keepdims=True)
     x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5

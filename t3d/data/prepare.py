@@ -24,7 +24,6 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-import sys
 import time
 import wave
 from collections.abc import Callable, Iterable, Iterator
@@ -84,7 +83,7 @@ class Clip:
 
 
 class Bars:
-    """Progress bars of the parts on standard error; a line for each part where that is a file."""
+    """Progress bars of the parts on the terminal; elsewhere a line for each finished part."""
 
     def __init__(self):
         self._console = Console(stderr=True)
@@ -114,7 +113,7 @@ class Bars:
             self._progress.update(task, completed=done, total=total)
             if done == total and not self._console.is_terminal:
                 seconds = time.monotonic() - started
-                print(f"{name}: {total} done in {seconds:.0f} s", file=sys.stderr, flush=True)
+                print(f"{name}: {total} done in {seconds:.0f} s", flush=True)
 
         return update
 

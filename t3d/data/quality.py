@@ -15,7 +15,7 @@ from t3d.prior.morphable import MorphableModel
 Arrays = dict[str, np.ndarray]
 # Below or above which a clip is warned about: shares of frames; pixels of face height; degrees of
 # yaw; decibels of full scale; face sides a frame; eye distances; Pearson r.
-WARN = dict(tracked=0.99, others=0.05, face=96, yaw=8.0, silence=-45.0, quiet_share=0.8)
+WARN = dict(tracked=0.99, others=0.05, face=96, yaw=20.0, silence=-45.0, quiet_share=0.8)
 WARN |= dict(jump=0.3, reprojection=0.05, mouth=0.9)
 
 

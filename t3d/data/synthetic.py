@@ -607,7 +607,8 @@ def _draw(
     image, mask = background.copy(), np.zeros((size, size), bool)
     _compose(
         seen.triangle, seen.barycentric, light.astype(np.float32), surface.rest, surface.colour,
-        surface.triangles, surface.part, surface.head, surface.centre, surface.textures, image, mask,
+        surface.triangles, surface.part, surface.head, surface.centre, surface.textures,
+        image, mask,
     )  # fmt: skip
     return np.round(image).astype(np.uint8), mask
 
@@ -820,8 +821,8 @@ def synthesize(
         truth.npz: per frame expression [T, 79], rotvec and translation [T, 3] (`head_pose`),
             illumination [T, 27], points68 [T, 68, 2] and lips79 [T, 79, 2] (pixels), au and
             au_intensity [T, 5], blendshapes [T, 53]; constants identity and albedo [100],
-            intrinsics [4], prior, view_yaw [K] (degrees), view_camera_to_world [K, 4, 4] (the intrinsics are
-            shared), phone [P], phone_times [P, 2] (seconds).
+            intrinsics [4], prior, view_yaw [K] (degrees), view_camera_to_world [K, 4, 4] (the
+            intrinsics are shared), phone [P], phone_times [P, 2] (seconds).
         mask.npz: mask [T, size, size] bool, the head with its hair in video.mp4.
 
     Args:
@@ -833,7 +834,7 @@ def synthesize(
         seed: another seed is another person saying other things.
 
     Raises:
-        UserError: `out` holds something or cannot be made, bad figures, or the prior is not to be had.
+        UserError: `out` holds something or cannot be made, figures out of range, no such prior.
     """
     out = Path(out)
     _check(out, seconds, views, size)

@@ -176,9 +176,9 @@ def _central(a: Anatomy) -> dict[str, np.ndarray]:
         "jawRight": _move(slide, (-0.9, 0.0, 0.0)),
         "mouthClose": -_jaw_open(a) * _near_lips(a, 1.0)[:, None],
         "mouthFunnel": _funnel(a, 0.16, 0.55, 0.75),
-        "mouthLeft": _move(lips, (1.1, 0.0, 0.0)),
+        "mouthLeft": _move(lips, (1.0, 0.0, 0.0)),
         "mouthPucker": _funnel(a, 0.3, 0.0, 0.9),
-        "mouthRight": _move(lips, (-1.1, 0.0, 0.0)),
+        "mouthRight": _move(lips, (-1.0, 0.0, 0.0)),
         "mouthRollLower": _rolled(a, _lower(a), 0.55),
         "mouthRollUpper": _rolled(a, _upper(a), -0.5),
         "mouthShrugLower": _move(_lower(a) * _near_lips(a, 1.1), (0.0, 0.4, 0.3))
@@ -221,11 +221,13 @@ def _waves(points: np.ndarray, count: int, symmetric: int) -> list[np.ndarray]:
 def identities(a: Anatomy, count: int) -> np.ndarray:
     """Shapes of people: [count, V, 3] centimetres per σ; proportions first, then smooth waves.
 
-    An eyeball takes the displacement of its centre, so that it stays round.
+    An eyeball takes the displacement of its centre, so that it stays round, and its lids nearly.
     """
     points = a.points.copy()
-    for eye in (0, 1):
-        points[a.eyeball[eye] > 0] = a.eye_centre[eye]
+    for eye, centre in enumerate(a.eye_centre):
+        fall = np.sum(((a.points - centre) / [1.7, 1.3, 4.0]) ** 2, -1)
+        follow = np.where(a.eyeball[eye] > 0, 1.0, 0.85 * np.exp(-fall))
+        points += follow[:, None] * (centre - points)
     x, y, z = points.T
     zero = np.zeros_like(x)
 

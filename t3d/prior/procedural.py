@@ -249,26 +249,23 @@ def _marked_points() -> np.ndarray:
     )
 
 
-def _grid(left: float, right: float, low: float, high: float, spacing: float) -> np.ndarray:
-    """Points [N, 2] of a triangular lattice in a box, symmetric in x."""
-    rows = np.arange(low, high, spacing * 0.87)
-    count = round((right - left) / spacing)
-    points = [
-        np.stack([(left + right) / 2 + (np.arange(count) - (count - 1) / 2) * spacing, 0 * r], -1)
-        for r in np.zeros((len(rows), count))
-    ]
-    for k, (row, y) in enumerate(zip(points, rows, strict=True)):
-        row[:, 0] += spacing * 0.5 * (k % 2) - spacing * 0.25
-        row[:, 1] = y
-    return np.concatenate(points)
+def _grid(half: float, low: float, high: float, spacing: float) -> np.ndarray:
+    """Points [N, 2] of a triangular lattice on the front, |x| up to `half`, symmetric in x."""
+    rows = []
+    for k, y in enumerate(np.arange(low, high, spacing * 0.87)):
+        count = 2 * round(half / spacing) + 1 - k % 2
+        x = (np.arange(count) - (count - 1) / 2) * spacing
+        x = x[np.abs(x) < 0.97 * _section(y)[0]]
+        rows.append(np.stack([x, np.full(len(x), y)], -1))
+    return np.concatenate(rows)
 
 
 def _fill(taken: np.ndarray) -> np.ndarray:
     """More (angle, t) [N, 2] to cover the skin about the points `taken` [M, 2]: fine to coarse."""
     front = [
-        np.stack(_front(_grid(-1.9, 1.9, -2.3, 4.6, 0.33)), -1),
-        np.stack(_front(_grid(-6.2, 6.2, 4.4, 6.5, 0.32)), -1),
-        np.stack(_front(_grid(-6.6, 6.6, -8.8, 6.5, 0.6)), -1),
+        np.stack(_front(_grid(1.9, -2.3, 4.6, 0.33)), -1),
+        np.stack(_front(_grid(6.2, 4.4, 6.5, 0.32)), -1),
+        np.stack(_front(_grid(6.6, -8.8, 6.5, 0.6)), -1),
     ]
     rows = [np.linspace(-math.pi, math.pi, 40, endpoint=False) + 0.08 * (k % 2) for k in range(21)]
     tube = np.concatenate(
@@ -282,7 +279,9 @@ def _fill(taken: np.ndarray) -> np.ndarray:
         cap.append(np.stack([a, np.full(count, _CAP_START + turn * _CAP_HEIGHT)], -1))
     crown = [[0.0, _CAP_START + _CAP_HEIGHT * math.pi / 2]]
     chosen, added = taken, []
-    for points, gap in zip([*front, tube, np.concatenate([*cap, crown])], (0.26, 0.26, 0.45, 0.75, 0.75)):
+    for points, gap in zip(
+        [*front, tube, np.concatenate([*cap, crown])], (0.26, 0.26, 0.45, 0.75, 0.75)
+    ):
         tree = scipy.spatial.cKDTree(_loft(*chosen.T))
         free = tree.query(_loft(*points.T))[0] > gap
         added.append(points[free])
@@ -328,12 +327,12 @@ def _skin() -> tuple[_Part, dict[str, np.ndarray]]:
 
 
 def _in_patch(points: np.ndarray, patches: dict[str, np.ndarray]) -> np.ndarray:
-    """[N] bool: points inside the outermost ring of a patch, seen from the front."""
+    """[N] bool: points in or close to the outermost ring of a patch, seen from the front."""
     inside = np.zeros(len(points), bool)
     for patch in patches.values():
         centre = patch[-1].mean(0)
         radius = np.ptp(patch[-1], axis=0) / 2
-        inside |= (np.sum(((points[:, :2] - centre) / radius) ** 2, -1) < 1.0) & (points[:, 2] > 5)
+        inside |= (np.sum(((points[:, :2] - centre) / radius) ** 2, -1) < 1.2) & (points[:, 2] > 5)
     return inside
 
 
@@ -354,7 +353,7 @@ def _mouth_bag(slit: np.ndarray) -> np.ndarray:
         (0.02, 0.02, 0.0, -6.0),
         (1.15, 2.1, 0.0, -4.8),
         (1.25, 2.1, 0.2, -2.6),
-        (1.1, 1.7, 0.6, -1.0),
+        (1.1, 1.3, 0.6, -1.1),
         (1.02, 0.5, 0.9, -0.65),
         (1.0, 0.02, 1.0, -0.3),
     ):
@@ -498,7 +497,7 @@ def _anatomy(
     points, count = whole.points, len(whole.points)
     is_skin = np.isin(whole.region, [skin.REGIONS.index(n) for n in ("face", "head_neck")])
     tissue = is_skin.astype(float)
-    tissue[bag] = np.clip((points[bag][..., 2] - 8.0) / 2.0, 0.0, 1.0)
+    tissue[bag] = np.array([0.0, 0.0, 0.15, 0.5, 0.9, 1.0])[:, None]
     beside = (points[:, 1] - _MOUTH_Y) * _MOUTH_REACH[0] / _MOUTH_REACH[1]
     opening = beside / np.maximum(np.hypot(beside, points[:, 0]), 1e-6)
     sine = np.sin(_angles(_LIP_STEPS))

@@ -44,7 +44,7 @@ def _fill(uv, depth, triangles, farthest, z_out, triangle_out, weight_out):
         if j0 > j1 or i0 > i1:
             continue
         area = (xb - xa) * (yc - ya) - (yb - ya) * (xc - xa)
-        if area == 0.0:
+        if not abs(area) > 0.0:
             continue
         scale = 1.0 / area
         for i in range(i0, i1 + 1):

@@ -68,15 +68,15 @@ def smooth_modes(points: np.ndarray, count: int, spacing: float = 1.0) -> np.nda
 def smooth_albedo_basis(points: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Albedo basis [100, V, 3] of a model without one: 33 smooth modes × 3 colours, the 100th zero.
 
-    The colours are orthogonal: light to dark (the three channels together), then two hues of a
-    third of its standard deviation, as skin varies. Deviations fall with the mode's number.
+    The colours are orthogonal: light to dark (the three channels together), then two hues, a
+    quarter and an eighth as strong, as skin varies. Deviations fall with the mode's number.
 
     Args:
         points: [V, 3] centimetres.
         share: [V] in [0, 1], how much of the variation a vertex takes.
     """
     modes = smooth_modes(points, ALBEDO_DIM // 3)
-    colours = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) * [[0.06], [0.025], [0.014]]
+    colours = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) * [[0.06], [0.015], [0.007]]
     scaled = modes / (1.0 + 0.5 * np.arange(len(modes)))[:, None] * share
     basis = np.einsum("mv,cd->mcvd", scaled, colours).reshape(-1, len(points), 3)
     return padded(basis, ALBEDO_DIM)

@@ -170,9 +170,13 @@ def train_step(
     updated = _update(stage, state, grads, aux, key)
     state = jax.tree.map(partial(jnp.where, finite), updated, state)
     state = _count(stage, state, loss, finite)
-    scalars = {name: value for name, value in aux.items() if jnp.ndim(value) == 0}
+    scalars = {name: value for name, value in aux.items() if _is_scalar(value)}
     own = {"loss": loss, "grad_norm": norm, "bad_steps": state.bad_steps}
     return state, scalars | own
+
+
+def _is_scalar(value: Any) -> bool:
+    return jax.tree_util.all_leaves([value]) and jnp.ndim(value) == 0
 
 
 def _update(

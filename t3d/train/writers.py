@@ -96,7 +96,7 @@ class Monitor:
         if bad >= MAX_BAD_STEPS:
             raise UserError(
                 f"stage {self.name}: the loss was not finite {bad} steps in a row (up to step "
-                f"{step}); lower --config.{self.name}.learning_rate, or look at the data of "
+                f"{step}); lower --config.stages.{self.name}.learning_rate, or look at the data of "
                 f"{_describe(source)}"
             )
 

@@ -71,12 +71,12 @@ def test_losses_and_gradients_are_finite_at_any_logit(logit, label):
 def encoder():
     net = au.AUEncoder(n_au=3, dim=8, width=4, hidden=16)
     faces = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
-    return net, net.init(jax.random.key(1), faces), faces
+    return net, jax.jit(net.init)(jax.random.key(1), faces), faces
 
 
 def test_encoder_has_four_convolutions_and_four_fully_connected_layers(encoder):
     net, params, faces = encoder
-    features, logits = net.apply(params, faces)
+    features, logits = jax.jit(net.apply)(params, faces)
     assert features.shape == (4, 3, 8) and logits.shape == (4, 3)
     kernels = [
         v.ndim for k, v in flax.traverse_util.flatten_dict(params).items() if "kernel" in k[-1]
@@ -86,12 +86,7 @@ def test_encoder_has_four_convolutions_and_four_fully_connected_layers(encoder):
 
 def test_an_aus_logit_depends_on_its_own_feature_alone(encoder):
     net, params, faces = encoder
-
-    def judge(changed):
-        apply = lambda x: net.apply(params, x, capture_intermediates=True)  # noqa: E731
-        return apply(changed)[0]
-
-    features, logits = judge(faces)
+    features, logits = jax.jit(net.apply)(params, faces)
     jacobian = jax.jacobian(lambda f: _decide(params, f))(features[0])
     np.testing.assert_allclose(_decide(params, features[0]), logits[0], rtol=1e-5, atol=1e-6)
     across = np.abs(jacobian).sum(-1)
@@ -113,8 +108,9 @@ def test_encoder_learns_what_four_faces_show(encoder):
     net, params, faces = encoder
     labels = jnp.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]], jnp.float32)
     weights = au.au_weights(labels.mean(0))
-    loss = lambda p: au.au_loss(net.apply(p, faces)[1], labels, weights)  # noqa: E731
-    step = jax.jit(jax.value_and_grad(loss))
+    step = jax.jit(
+        jax.value_and_grad(lambda p: au.au_loss(net.apply(p, faces)[1], labels, weights))
+    )
     first = float(step(params)[0])
     for _ in range(60):
         value, gradient = step(params)

@@ -37,7 +37,7 @@ def toy_loss(params, frozen, batch, key, step):
     """A regression whose inputs are noisy, so that the key matters."""
     noise = 0.05 * jax.random.normal(key, batch["x"].shape)
     error = jnp.square((batch["x"] + noise) @ params["w"] + frozen["before"]["b"] - batch["y"])
-    return error.mean(), {"error_max": error.max(), "errors": error, "step": step}
+    return error.mean(), {"error_max": error.max(), "found": {"errors": error}, "step": step}
 
 
 def toy_batch(step, seed=0):
@@ -212,7 +212,7 @@ def test_loss_that_stays_not_finite_stops_with_a_user_error(tmp_path):
 
 
 def test_best_parameters_are_those_of_the_lowest_validation_loss(tmp_path):
-    """The rate is so high that the loss ends above its lowest point."""
+    """The target moves away after step 10, so that the loss ends above its lowest point."""
 
     def loss(params, frozen, batch, key, step):
         drift = jnp.where(step > 10, 1.0, 0.0)
@@ -253,7 +253,7 @@ def test_averaged_parameters_follow_the_closed_form():
 
 def test_after_step_gets_the_parameters_the_aux_and_its_own_key(tmp_path):
     def after(params, aux, key):
-        assert aux["errors"].shape == (8, 3)
+        assert aux["found"]["errors"].shape == (8, 3)
         return {"w": jnp.zeros_like(params["w"]) + jax.random.uniform(key)}
 
     params = train(toy_stage(after_step=after), tmp_path)

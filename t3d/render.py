@@ -1,0 +1,188 @@
+"""`t3d render`: any sound in, the trained head speaking it out, as an mp4."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import t3d
+from t3d import camera as cameras
+from t3d import run as runs
+from t3d.data import video
+from t3d.data.prepare import Bars
+from t3d.errors import UserError
+from t3d.prior import basis, morphable
+from t3d.run import Run, Speaker
+from t3d.speech.features import mel
+from t3d.talker import Motion
+
+FPS, RATE = video.FPS, video.RATE
+ORBIT_SECONDS, ORBIT_YAW, ORBIT_PITCH = 8.0, 30.0, 6.0  # a swing there and back; degrees
+BLINK_SECONDS, BLINK_GAP = 0.25, (2.0, 6.0)  # of a blink; from one blink to the next
+SILENT = 1e-3  # peak, of full scale
+OUTPUTS = ("standardised", "nerf")
+
+
+def speaker_of(run: Run, name: str | None = None) -> Speaker:
+    """The speaker of that name, the first one if None; UserError that lists the names."""
+    known = {speaker.name: speaker for speaker in run.speakers}
+    if name is None:
+        return run.speakers[0]
+    if name not in known:
+        raise UserError(f"--speaker {name}: {run.workdir} has learned {', '.join(known)}")
+    return known[name]
+
+
+# ---- sound
+
+
+def read_speech(path) -> np.ndarray:
+    """The sound [N] (16 kHz) of a file; UserError where there is none; silence is a warning."""
+    audio = video.read_audio(path)
+    if len(audio) == 0:
+        raise UserError(f"{path}: its sound is empty; give a file in which someone speaks")
+    if not np.isfinite(audio).all():
+        raise UserError(f"{path}: its sound holds values that are not numbers; convert it again")
+    if np.abs(audio).max() < SILENT:
+        print(f"{path}: warning: its sound is silent: nothing will be said", file=sys.stderr)
+    return audio
+
+
+def frames_of(audio: np.ndarray) -> int:
+    """Frames at 25 fps that last as long as a sound [N]."""
+    return math.ceil(len(audio) * FPS / RATE)
+
+
+# ---- where the head is, and who looks at it
+
+
+def pose_track(speaker: Speaker, frames: int, camera: str) -> tuple[np.ndarray, np.ndarray]:
+    """The head's poses and the camera's places of a video.
+
+    Args:
+        frames: T.
+        camera: 'front' (a still head, the recorded camera); 'orbit' (the same head, the camera
+            swings by ±30° about it); 'recorded' (the head moves as it was recorded, to and fro for
+            as long as need be); or degrees, 'yaw=30,pitch=-10'.
+
+    Returns:
+        head_to_world and camera_to_world, [T, 4, 4] each.
+    """
+    still = np.broadcast_to(speaker.still_pose, (frames, 4, 4)).astype(np.float32)
+    if camera == "recorded":
+        return speaker.head_to_world[to_and_fro(len(speaker.head_to_world), frames)], _eyes(frames)
+    yaw, pitch = _angles(camera, frames)
+    recorded = cameras.recorded(np.asarray(speaker.intrinsics))
+    views = [
+        cameras.orbit(recorded, speaker.pivot, float(a), float(b)).camera_to_world
+        for a, b in zip(yaw, pitch)
+    ]
+    return still, np.stack(views).astype(np.float32)
+
+
+def _eyes(frames: int) -> np.ndarray:
+    return np.broadcast_to(np.eye(4, dtype=np.float32), (frames, 4, 4))
+
+
+def to_and_fro(count: int, frames: int) -> np.ndarray:
+    """[frames] indices 0 … count − 1 … 0 …: a track that lasts forever without a jump."""
+    period = max(1, 2 * count - 2)
+    index = np.arange(frames) % period
+    return np.minimum(index, period - index) if count > 1 else np.zeros(frames, int)
+
+
+def _angles(camera: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Yaw and pitch [T] in degrees."""
+    if camera == "orbit":
+        phase = 2 * np.pi * np.arange(frames) / (ORBIT_SECONDS * FPS)
+        return ORBIT_YAW * np.sin(phase), ORBIT_PITCH * np.sin(2 * phase)
+    named = {"yaw": 0.0, "pitch": 0.0}
+    named |= {name: float(value) for name, value in re.findall(r"(yaw|pitch)=([-.\d]+)", camera)}
+    return np.full(frames, named["yaw"]), np.full(frames, named["pitch"])
+
+
+# ---- eyes
+
+
+def blink_weights(frames: int, seed: int) -> np.ndarray:
+    """How closed the eyes are in each frame [T], 0 to 1: a quarter of a second every 2 to 6 s."""
+    rng = np.random.default_rng([seed, 1])
+    gaps = rng.uniform(*BLINK_GAP, 1 + int(frames / FPS / BLINK_GAP[0]))
+    off = (np.arange(frames) / FPS)[:, None] - np.cumsum(gaps)
+    lid = 0.5 + 0.5 * np.cos(2 * np.pi * off / BLINK_SECONDS)
+    return np.where(np.abs(off) < BLINK_SECONDS / 2, lid, 0.0).max(1).astype(np.float32)
+
+
+def with_blinks(motion: Motion, prior: str, closed: np.ndarray) -> Motion:
+    """The motion with eyes closed by `closed` [T]; only the surface follows, no audio code."""
+    lids = {"eyeBlink_L": closed, "eyeBlink_R": closed}
+    blink = morphable.expression_from_weights(basis.load(prior), lids)
+    return motion.replace(expression=motion.expression + blink)
+
+
+# ---- the video
+
+
+def render_video(
+    run: Run,
+    speaker: Speaker,
+    audio: np.ndarray,
+    camera: str = "front",
+    output: str = "standardised",
+) -> Iterator[np.ndarray]:
+    """The frames uint8 [s, s, 3] of a speaker who says a sound [N] (16 kHz), one by one.
+
+    Args:
+        camera: as `pose_track`.
+        output: 'standardised' (the decoder's images) or 'nerf' (the radiance field's).
+    """
+    frames = frames_of(audio)
+    motion = runs.motion_of(run, speaker, mel(audio), frames)
+    motion = with_blinks(motion, speaker.prior, blink_weights(frames, run.config.seed))
+    poses, views = pose_track(speaker, frames, camera)
+    standardised = output == "standardised"
+    for drawn in runs.render_frames(run, speaker, motion, poses, views, standardised=standardised):
+        yield from drawn[output]
+
+
+def resized(images: Iterable[np.ndarray], size: int | None) -> Iterator[np.ndarray]:
+    """Images at another size (Lanczos); as they are if it is None."""
+    for image in images:
+        if size is None or size == len(image):
+            yield image
+        else:
+            yield np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def metadata(speaker: Speaker, sound: str) -> dict[str, str]:
+    """What marks a rendered video as such."""
+    made = f"synthetic media: generated by t3d {t3d.__version__}"
+    return {
+        "comment": made,
+        "description": f"{made}; a trained model of {speaker.name} driven by {sound}",
+    }
+
+
+def render_command(args) -> None:
+    """`t3d render`."""
+    audio = read_speech(args.audio)
+    run = runs.open_run(args.workdir)
+    speaker = speaker_of(run, args.speaker)
+    frames = frames_of(audio)
+    audio = np.pad(audio, (0, frames * RATE // FPS - len(audio)))
+    images = resized(render_video(run, speaker, audio, args.camera, args.output), args.size)
+    with Bars() as bars:
+        video.write_video(
+            args.out,
+            bars.over("rendering", images, frames),
+            audio,
+            metadata=metadata(speaker, Path(args.audio).name),
+        )
+    size = args.size or run.config.size
+    print(f"{args.out}: {frames / FPS:.1f} s, {size} × {size}, camera {args.camera}")

@@ -1,0 +1,279 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import t3d.data.prepare as prepare_module
+from t3d import camera as cameras
+from t3d.data import framing, quality, video
+from t3d.data.parts import Parts, pack, unpack
+from t3d.data.pipeline import Source
+from t3d.data.prepare import prepare
+from t3d.data.speaker_dataset import SpeakerDataset
+from t3d.data.synthetic import synthesize
+from t3d.errors import UserError
+
+SIZE = 64
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory):
+    return synthesize(tmp_path_factory.mktemp("made") / "speaker", 2, views=0, size=SIZE)
+
+
+@pytest.fixture(scope="session")
+def prepared(speaker, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared") / "speaker"
+    prepare(speaker, out, size=SIZE)
+    return out
+
+
+@pytest.fixture(scope="session")
+def truth(speaker):
+    with np.load(speaker / "truth.npz") as arrays:
+        return dict(arrays)
+
+
+def face68(height=100.0, x=200.0, y=150.0, frames=60):
+    """A crude face: brows at y, chin at y + height, jaw as wide as it is high."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-0.3, 0.3, (68, 2)) * height + [0, height / 2]
+    points[:17] = np.stack([np.linspace(-0.5, 0.5, 17), np.full(17, 0.5)], -1) * height
+    points[17:27] = np.stack([np.linspace(-0.4, 0.4, 10), np.zeros(10)], -1) * height
+    points[8] = [0, height]
+    for index, side in zip((36, 39, 42, 45), (-0.35, -0.15, 0.15, 0.35)):
+        points[index] = [side * height, 0.2 * height]
+    return np.tile(points + [x, y], (frames, 1, 1))
+
+
+def test_head_crop_is_inside_the_video_and_holds_hair_and_chin():
+    points = face68(height=100, x=500, y=300)
+    points[30:, :, 0] += 60
+    cx, cy, side = framing.head_crop(points, 1280, 720)
+    left, top = cx - side / 2, cy - side / 2
+    assert 0 <= left and left + side <= 1280 and 0 <= top and top + side <= 720
+    assert top <= 300 - 75 and top + side >= 400
+    assert left <= 500 - 80 and left + side >= 560 + 80
+    assert side < 300
+
+
+def test_head_crop_of_a_face_near_the_border_is_moved_inside():
+    cx, cy, side = framing.head_crop(face68(height=100, x=60, y=60), 640, 480)
+    assert cx == pytest.approx(side / 2) and cy - side / 2 >= 0
+
+
+def test_head_crop_is_no_larger_than_the_video():
+    cx, cy, side = framing.head_crop(face68(height=400, x=300, y=150), 640, 480)
+    assert side == 640 and (cx, cy) == (320, 240)
+
+
+def test_face_box_covers_brows_to_chin_and_does_not_follow_the_mouth():
+    still = face68() / 500
+    speaking = still.copy()
+    speaking[::2, 4:13, 1] += 0.03
+    speaking[::2, 48:68] += 0.02
+    boxes = framing.face_boxes(speaking)
+    assert np.ptp(boxes, axis=0).max() < 1e-6
+    cx, cy, side = boxes[0]
+    assert cy - side / 2 < still[0, 17:27, 1].min() and cy + side / 2 > speaking[..., 8, 1].max()
+    assert side == pytest.approx(1.25 * (0.2 + 0.015), abs=0.02)
+
+
+def test_face_box_follows_the_head():
+    moving = face68() / 500
+    shift = np.linspace(0, 0.3, len(moving))[:, None]
+    boxes = framing.face_boxes(moving + shift[:, None])
+    np.testing.assert_allclose(
+        (boxes - framing.face_boxes(moving))[10:-10, :2],
+        np.repeat(shift, 2, 1)[10:-10],
+        atol=1e-5,
+    )
+
+
+def test_gaps_in_the_landmarks_are_bridged_in_a_straight_line():
+    values = np.arange(10.0)[:, None, None] * np.ones((1, 2, 2))
+    found = np.ones(10, bool)
+    found[[0, 4, 5, 9]] = False
+    bridged = framing.bridge(np.where(found[:, None, None], values, np.nan), found)
+    expected = values.copy()
+    expected[0], expected[9] = values[1], values[8]
+    np.testing.assert_allclose(bridged, expected)
+
+
+def test_calm_frames_are_frontal_and_closed():
+    rng = np.random.default_rng(1)
+    rotvec, mouth = rng.normal(size=(100, 3)) * 0.2, rng.uniform(0.05, 0.2, 100)
+    rotvec[[20, 40]], mouth[[20, 40]] = 0, 0
+    calm = framing.calm_frames(face68(frames=100), rotvec, mouth, np.arange(50))
+    assert {20, 40} <= set(calm) and max(calm) < 50
+
+
+def test_sharper_image_scores_higher():
+    rng = np.random.default_rng(0)
+    sharp = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    blurred = video.resize(video.resize(sharp, 16), 64)
+    assert framing.sharpness(sharp) > 5 * framing.sharpness(blurred)
+
+
+def test_part_is_made_once_and_again_when_its_settings_change_or_its_file_breaks(tmp_path):
+    parts, made = Parts(tmp_path), []
+
+    def make():
+        made.append(1)
+        return {"x": np.arange(3)}
+
+    for settings in ({"size": 1}, {"size": 1}, {"size": 2}):
+        np.testing.assert_array_equal(parts.get("part", settings, make)["x"], np.arange(3))
+    assert len(made) == 2
+    parts.path("part", {"size": 1}).write_bytes(b"half of it")
+    parts.get("part", {"size": 1}, make)
+    assert len(made) == 3
+
+
+def test_part_that_fails_leaves_no_file(tmp_path):
+    def fail():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Parts(tmp_path).get("part", {}, fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_packed_bytes_come_back():
+    blobs = [b"one", b"", b"three"]
+    packed = pack(blobs)
+    assert [unpack(packed, k) for k in range(3)] == blobs
+
+
+def test_prepared_codes_and_poses_fit_the_synthetic_truth(prepared, truth):
+    meta = json.loads((prepared / "meta.json").read_text())
+    assert meta["quality"]["tracked"] == 1.0
+    assert meta["quality"]["reprojection"] < 0.03
+    assert meta["quality"]["mouth_r"] > 0.95
+    track = SpeakerDataset(prepared).track
+    expected = cameras.head_pose(truth["rotvec"], truth["translation"])
+    turn = np.einsum("tij,tkj->tik", track["head_to_world"][:, :3, :3], expected[:, :3, :3])
+    angle = np.degrees(np.arccos(np.clip((np.trace(turn, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+    assert np.median(angle) < 6
+    yaw = [np.arctan2(m[:, 0, 2], m[:, 2, 2]) for m in (track["head_to_world"], expected)]
+    assert np.corrcoef(*np.unwrap(yaw))[0, 1] > 0.95
+
+
+def test_prepared_dataset_holds_what_it_promises(prepared, truth):
+    dataset = SpeakerDataset(prepared)
+    assert dataset.num_frames == 50 and dataset.meta["folds"] == 5
+    assert len(dataset.audio()) == 50 * 640
+    assert dataset.mel.shape == (161, 80)
+    for name, array in dataset.track.items():
+        assert np.isfinite(array).all(), name
+    np.testing.assert_allclose(dataset.track["points68"] * SIZE, truth["points68"], atol=1e-3)
+    np.testing.assert_array_equal(dataset.track["au"], truth["au"])
+    train = dataset.frames("train")
+    assert dataset.meta["identity_frame"] in train
+    info = video.probe(prepared / "overview.mp4")
+    assert (info.width, info.height) == (1024, 256)
+    assert sum(1 for _ in video.read_frames(prepared / "overview.mp4")) == 50
+    assert not (prepared / "parts").exists()
+
+
+def test_prepared_images_are_the_video_and_its_masks(prepared, speaker):
+    dataset = SpeakerDataset(prepared)
+    with np.load(speaker / "mask.npz") as arrays:
+        masks = arrays["mask"]
+    for frame, image in enumerate(video.read_frames(speaker / "video.mp4")):
+        if frame in (0, 17, 49):
+            stored = dataset.picture(frame, "image").astype(float)
+            assert np.abs(stored - image).mean() < 4
+            np.testing.assert_array_equal(dataset.picture(frame, "mask"), masks[frame] * 255)
+            head = dataset.picture(frame, "head")
+            assert (head[~masks[frame]] == 255).all()
+
+
+def test_prepared_sound_is_aligned_with_the_source(prepared, speaker):
+    ours = SpeakerDataset(prepared).audio()
+    theirs = video.read_audio(speaker / "video.mp4")[: len(ours)]
+    assert np.abs(ours[: len(theirs)] - theirs).max() < 1e-3
+
+
+def test_prepared_dataset_feeds_batches(prepared):
+    batch = next(Source([SpeakerDataset(prepared)], "train").batches(("faces5", "au"), 2, 0, "x"))
+    assert batch["faces5"].shape == (2, 5, 96, 96, 3) and batch["au"].shape == (2, 5)
+
+
+def test_second_run_does_nothing_and_other_settings_are_refused(prepared, speaker):
+    before = {p: p.stat().st_mtime_ns for p in prepared.rglob("*")}
+    prepare(speaker, prepared, size=SIZE)
+    assert {p: p.stat().st_mtime_ns for p in prepared.rglob("*")} == before
+    with pytest.raises(UserError, match="other settings; use --force"):
+        prepare(speaker, prepared, size=2 * SIZE)
+
+
+def test_stopped_run_goes_on_after_its_finished_parts(speaker, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module.overview, "film", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(speaker, out, size=SIZE)
+    assert not (out / "meta.json").exists() and not (out / "overview.mp4").exists()
+    assert (out / "tfds").exists()
+    with pytest.raises(UserError, match="not finished"):
+        SpeakerDataset(out)
+    monkeypatch.setattr(prepare_module.tracker, "track", stop)
+    monkeypatch.setattr(prepare_module, "_true_landmarks", stop)
+    monkeypatch.setattr(prepare_module, "write_examples", stop)
+    prepare(speaker, out, size=SIZE)
+    assert SpeakerDataset(out).num_frames == 50
+
+
+def test_folder_with_other_files_is_left_alone(speaker, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(UserError, match="holds other files"):
+            prepare(speaker, tmp_path, size=SIZE, force=force)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_video_without_a_face_leaves_nothing(tmp_path, assets):
+    source = tmp_path / "wall.mp4"
+    noise = np.random.default_rng(0)
+    frames = (noise.integers(90, 110, (64, 64, 3), dtype=np.uint8) for _ in range(30))
+    video.write_video(source, frames, noise.uniform(-0.1, 0.1, 19200))
+    with pytest.raises(UserError, match=r"wall.mp4: a face was found in no frame"):
+        prepare(source, tmp_path / "new" / "out", prior="procedural")
+    assert [p.name for p in tmp_path.iterdir()] == ["wall.mp4"]
+
+
+def test_warnings_name_what_is_wrong(prepared):
+    track = dict(SpeakerDataset(prepared).track)
+    good = {"tracked": 1.0, "reprojection": 0.01, "mouth_r": 0.99}
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, 32000)
+    track["rotvec"] = np.zeros_like(track["rotvec"])
+    text = " / ".join(quality.warnings(track, good, 0.3, 40.0, np.zeros(32000)))
+    for words in ("only 2 s", "second face is in 30%", "40 pixels", "turns by 0°", "is silent"):
+        assert words in text
+    track = {name: np.repeat(value, 16, 0) for name, value in track.items()}
+    track["rotvec"][:, 1] = np.linspace(-0.5, 0.5, len(track["rotvec"]))
+    track["points68"] = np.repeat(track["points68"][:1], len(track["rotvec"]), 0)
+    assert quality.warnings(track, good, 0.0, 300.0, sound) == []
+
+
+def test_real_clip_is_tracked_and_masked(clips, assets, tmp_path):
+    clip = sorted(clips.glob("*.mp4"))[0]
+    frames = [f for _, f in zip(range(40), video.read_frames(clip))]
+    video.write_video(tmp_path / "cut.mp4", frames, video.read_audio(clip)[: 40 * 640])
+    meta = prepare(tmp_path / "cut.mp4", tmp_path / "out", prior="ict", size=SIZE)
+    assert meta["quality"]["tracked"] == 1.0
+    assert meta["quality"]["reprojection"] < 0.04
+    assert meta["quality"]["mouth_r"] > 0.9
+    dataset = SpeakerDataset(tmp_path / "out")
+    box = dataset.track["face_box"][20] * SIZE
+    mask = dataset.picture(20, "mask") / 255
+    middle = mask[int(box[1]), int(box[0] - box[2] / 4) : int(box[0] + box[2] / 4)]
+    assert middle.min() > 0.9 and 0.05 < mask.mean() < 0.7
+    assert mask[:2, :2].max() < 0.5 and mask[-1].mean() < 0.2
+    shutil.rmtree(tmp_path / "out")

@@ -1,0 +1,247 @@
+import json
+import os
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from t3d import cli
+from t3d.data import video
+from t3d.errors import UserError
+
+
+@pytest.fixture
+def run(capfd, tmp_path, monkeypatch):
+    """Runs `t3d` in an empty folder: (exit code, lines of standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        code = cli.main([str(a) for a in arguments])
+        return code, capfd.readouterr().err.splitlines()
+
+    return call
+
+
+def complains(result, *words):
+    code, lines = result
+    assert code == 2
+    assert len(lines) == 1 and lines[0].startswith("t3d: error: "), lines
+    for word in words:
+        assert word in lines[0]
+
+
+def write_clip(path, seconds=1.2, sound=True, fps=25):
+    """A video of moving noise with PyAV, with a tone."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        tone = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        for _ in range(round(seconds * fps)):
+            image = rng.integers(0, 80, (64, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+        if tone:
+            samples = np.sin(np.arange(round(seconds * 16000)) * 0.1).astype(np.float32)[None]
+            for start in range(0, samples.shape[1] - 1023, 1024):
+                block = np.ascontiguousarray(samples[:, start : start + 1024])
+                frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = 16000, start
+                container.mux(tone.encode(frame))
+            container.mux(tone.encode(None))
+    return path
+
+
+def left_behind(folder, *known):
+    return sorted(set(os.listdir(folder)) - set(known))
+
+
+def test_text_file(run, tmp_path):
+    (tmp_path / "notes.mp4").write_text("this is not a video\n" * 50)
+    complains(run("prepare", "notes.mp4", "--out", "new/out", "--prior", "procedural"), "notes.mp4")
+    assert not left_behind(tmp_path, "notes.mp4")
+
+
+def test_empty_file(run, tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    complains(run("prepare", "empty.mp4", "--out", "out"), "empty.mp4", "is empty", "again")
+    assert not left_behind(tmp_path, "empty.mp4")
+
+
+def test_missing_video(run, tmp_path):
+    complains(run("prepare", "none.mp4", "--out", "out"), "none.mp4", "no such file", "check")
+    assert not left_behind(tmp_path)
+
+
+def test_video_without_a_face(run, tmp_path, assets):
+    write_clip(tmp_path / "noise.mp4")
+    result = run("prepare", "noise.mp4", "--out", "new/out", "--prior", "procedural")
+    complains(result, "noise.mp4", "face", "give a video of one person")
+    assert not left_behind(tmp_path, "noise.mp4")
+
+
+def test_video_without_sound(run, tmp_path):
+    write_clip(tmp_path / "mute.mp4", sound=False)
+    complains(run("prepare", "mute.mp4", "--out", "out"), "mute.mp4", "no sound", "give")
+    assert not left_behind(tmp_path, "mute.mp4")
+
+
+def test_video_of_half_a_second(run, tmp_path):
+    write_clip(tmp_path / "blink.mp4", seconds=0.5)
+    complains(run("prepare", "blink.mp4", "--out", "out"), "blink.mp4", "at least 1 s")
+    assert not left_behind(tmp_path, "blink.mp4")
+
+
+def test_unknown_prior(run, tmp_path):
+    write_clip(tmp_path / "clip.mp4")
+    complains(run("prepare", "clip.mp4", "--out", "out", "--prior", "flame"), "flame", "procedural")
+    assert not left_behind(tmp_path, "clip.mp4")
+
+
+def test_config_name_typo(run, tmp_path):
+    result = run("train", "--config", "previw", "--data", "x", "--workdir", "runs/x")
+    complains(result, "previw", "preview")
+    assert not left_behind(tmp_path)
+
+
+def test_config_key_typo(run, tmp_path):
+    arguments = ["train", "--data", "x", "--workdir", "runs/x", "--config.nerf.sampels=3"]
+    complains(run(*arguments), "nerf.sampels", "nerf.samples")
+    assert not left_behind(tmp_path)
+
+
+def test_missing_dataset(run, tmp_path):
+    result = run("train", "--config", "tiny", "--data", "data/none", "--workdir", "runs/x")
+    complains(result, "data/none", "t3d prepare")
+    assert not left_behind(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command", ["prepare", "train", "render", "synthesize", "info", "evaluate"]
+)
+def test_no_place_to_write(run, tmp_path, command):
+    (tmp_path / "file").touch()
+    arguments = {
+        "prepare": ["x.mp4", "--out", "file/out"],
+        "train": ["--data", "x", "--workdir", "file/out"],
+        "render": ["--workdir", "x", "--audio", "x.wav", "--out", "file/out.mp4"],
+        "synthesize": ["--out", "file/out"],
+        "info": ["x", "--json", "file/x.json"],
+        "evaluate": ["--workdir", "x", "--json", "file/x.json"],
+    }
+    complains(run(command, *arguments[command]), "file/", "choose another place")
+    assert not left_behind(tmp_path, "file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_write_permission(run, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    complains(run("synthesize", "--out", "closed/out"), "closed", "permission", "choose another")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["prepar", "x"], ["no 'prepar'", "did you mean prepare?"]),
+        (["prepare", "x", "--out", "y", "--pior", "ict"], ["--pior", "did you mean --prior?"]),
+        (["info", "x", "--jsn=f"], ["--jsn", "did you mean --json?"]),
+        (["render", "--workdir", "x", "--audio", "y", "--out", "z", "--camera", "up"], ["orbit"]),
+        (["synthesize", "--out", "x", "--seconds", "0.2"], ["1 to 3600 seconds"]),
+        (["synthesize", "--out", "x", "--size", "abc"], ["--size"]),
+        (["assets", "ftech"], ["did you mean fetch?"]),
+        (["evaluate", "--workdir", "x", "--config.size=3"], ["--config.size=3"]),
+        (["prepare"], ["--out"]),
+        ([], ["COMMAND"]),
+    ],
+)
+def test_wrong_word_suggests_the_right_one(run, tmp_path, arguments, words):
+    complains(run(*arguments), *words)
+    assert not left_behind(tmp_path)
+
+
+def test_overrides_are_taken_out_in_both_forms():
+    rest, overrides = cli.split_overrides(
+        ["train", "--config.a.b=3", "--data", "d", "--config.c", "x=y", "--config", "tiny"]
+    )
+    assert rest == ["train", "--data", "d", "--config", "tiny"]
+    assert overrides == ["a.b=3", "c=x=y"]
+
+
+def test_info_of_nothing(run, tmp_path):
+    complains(run("info", "nowhere"), "nowhere", "t3d prepare")
+    complains(run("info", tmp_path), "neither", "give a folder")
+
+
+def test_info_of_a_run_tells_stages_and_fingerprints(run, tmp_path):
+    from t3d import checkpoint
+
+    params = {"dense": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+    checkpoint.save_params(tmp_path / "run" / "params" / "sync", params)
+    stages = {"sync": {"steps": 12, "loss_last": 0.5}}
+    checkpoint.update_run(tmp_path / "run", config={"size": 64}, stages=stages)
+    (tmp_path / "run" / "checkpoints" / "lip" / "7").mkdir(parents=True)
+    assert run("info", "run", "--json", "info.json")[0] == 0
+    info = json.loads((tmp_path / "info.json").read_text())
+    assert info["kind"] == "run" and info["config"] == {"size": 64} and "jax" in info["versions"]
+    assert info["stages"]["sync"]["sha256"] == checkpoint.params_sha256(params)
+    assert info["stages"]["sync"]["steps"] == 12 and info["stages"]["sync"]["finished"]
+    assert info["stages"]["lip"] == {"steps": 7, "finished": False}
+
+
+def raising(error):
+    def command(args):
+        raise error
+
+    return lambda module, function: command
+
+
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (OSError(28, "No space left on device", "big.bin"), 2, "big.bin: no space left"),
+        (PermissionError(13, "Permission denied", "x"), 2, "x: no permission"),
+        (OSError(30, "Read-only file system", "x"), 2, "read-only"),
+        (FileNotFoundError(2, "No such file", "x.npz"), 2, "x.npz: no such file"),
+        (UserError("first\nsecond"), 2, "first second"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_trouble_is_one_line_and_debug_shows_where(run, monkeypatch, error, code, words):
+    monkeypatch.setattr(cli, "_later", raising(error))
+    got, lines = run("info", "x")
+    assert got == code and len(lines) == 1 and words in lines[0]
+    for arguments in (["--debug", "info", "x"], ["info", "x", "--debug"]):
+        got, lines = run(*arguments)
+        assert got == code and len(lines) > 3 and words in lines[-1]
+        assert any("in command" in line for line in lines)
+
+
+def test_our_own_mistakes_are_not_hidden(run, monkeypatch):
+    monkeypatch.setattr(cli, "_later", raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        run("info", "x")
+
+
+def test_version_and_help_load_no_library():
+    code = (
+        "import sys\nfrom t3d import cli\nassert cli.main(['--version']) == 0\n"
+        "assert cli.main(['train', '--help']) == 0\n"
+        "heavy = {'jax', 'numpy', 'mediapipe', 'av'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("t3d 0.") and "--config.nerf.samples=32" in done.stdout
+
+
+def test_assets_are_listed(run, capfd):
+    assert cli.main(["assets", "list"]) == 0
+    assert "face_landmarker" in capfd.readouterr().out
+
+
+def test_written_clip_is_what_the_tests_think(tmp_path):
+    info = video.probe(write_clip(tmp_path / "clip.mp4"))
+    assert info.sound_rate == 16000 and abs(info.duration - 1.2) < 0.1
