@@ -14,7 +14,7 @@ def get_config(paper: bool = False) -> ConfigDict:
     """The talker's config with smaller images, networks and schedules."""
     config = talker.get_config(paper)
     config.size = 128
-    config.sync.update(width=32, dim=128, judge_width=24)
+    config.sync.update(width=16, dim=64, judge_width=24)
     config.lip.update(width=32, bottleneck=16)
     config.prior.update(width=48)
     config.speech.update(width=64)
@@ -30,12 +30,12 @@ def get_config(paper: bool = False) -> ConfigDict:
     config.au.update(width=16)
     config.space.update(width=96, patch=4, render_every=4)
     config.stages = dict(
-        sync=talker.stage(1_000, 32, 1e-3),
-        lip=talker.stage(800, 32, 1e-3),
-        prior=talker.stage(800, 32, 1e-3),
+        sync=talker.stage(700, 24, 1e-3, weight_decay=1e-4),
+        lip=talker.stage(500, 16, 2e-3, weight_decay=1e-2),
+        prior=talker.stage(700, 24, 1e-3, weight_decay=1e-3),
         speech=talker.stage(1_000, 64, 1e-3),
         nerf=talker.stage(3_000, 2, 5e-3),
         au=talker.stage(400, 16, 1e-3),
-        space=talker.stage(1_000, 4, 1e-3),
+        space=talker.stage(900, 4, 2e-3),
     )
     return config

@@ -33,13 +33,13 @@ def get_config(paper: bool = False) -> ConfigDict:
     config.seed = 0
     config.size = 512  # side of the images, pixels
     config.dtype = "float32"  # or bfloat16: of the networks' matrix products
-    config.mel_steps = 16 if paper else 24  # length of LipNet's and StyleNet's window, 80 a second
+    config.mel_steps = 16  # length of LipNet's and StyleNet's window, 80 a second
 
-    config.sync = dict(width=64, dim=256, judge_width=48)
+    config.sync = dict(width=64, dim=256, judge_width=48, bce_weight=0.2)
     config.lip = dict(
         width=64,
         bottleneck=32,
-        dropout=0.0 if paper else 0.3,
+        dropout=0.0 if paper else 0.4,
         sync_weight=0.03,  # of Eq. 2
         mouth_gain=0.0 if paper else 8.0,  # what the mouth weighs more in the L1 loss
         augment=not paper,  # of the mel: gain, noise, masks

@@ -168,7 +168,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         "evaluate",
         "measure a trained talker on frames it has not seen",
         _later("t3d.evaluate", "evaluate_command"),
-        ["json"],
+        ["workdir", "json"],
     )
     sub.add_argument("--workdir", required=True, metavar="DIR", help="a trained run")
     sub.add_argument("--json", metavar="FILE", help="write the figures there")

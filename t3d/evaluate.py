@@ -7,6 +7,7 @@ training; no pixel of theirs. A frame in which no face is found scores worst and
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +38,7 @@ from t3d.talker import Motion
 
 CHUNK = 25  # images that the image metrics take at once
 FINDER_SIZE = 256  # smaller images are enlarged for MediaPipe
+BLOCK = 25  # frames that the bootstrap keeps together; a quarter of a split shorter than 4 s
 VIEW_FRAMES = 24  # that each other camera is compared on
 TURNS = tuple((float(yaw), 0.0) for yaw in (-30, -20, -10, 0, 10, 20, 30)) + ((0.0, 15.0),)
 Figures = dict[str, float | str]
@@ -226,7 +228,7 @@ def face_figures(marks: Marks, truth: Marks) -> tuple[Figures, np.ndarray]:
     off = lips.lmd(marks.points68, truth.points68, marks.lips79, truth.lips79)
     au = action_units.au_accuracy(marks.au, truth.au)
     mouths = lips.against_truth(truth.opening, marks.opening)
-    low, high = lips.block_bootstrap(lips.pearson, *mouths)
+    low, high = _interval(lips.pearson, *mouths)
     figures = _with_interval("lmd", off.aligned) | {
         "lmd_px": float(np.nanmean(off.pixels)),
         "mouth_r": lips.pearson(*mouths),
@@ -239,8 +241,12 @@ def face_figures(marks: Marks, truth: Marks) -> tuple[Figures, np.ndarray]:
     return figures, off.aligned
 
 
+def _interval(figure: Callable[..., float], *series: np.ndarray) -> tuple[float, float]:
+    return lips.block_bootstrap(figure, *series, block=min(BLOCK, max(1, len(series[0]) // 4)))
+
+
 def _with_interval(name: str, values: np.ndarray) -> Figures:
-    low, high = lips.block_bootstrap(np.nanmean, values)
+    low, high = _interval(np.nanmean, values)
     return {name: float(np.nanmean(values)), f"{name}_low": low, f"{name}_high": high}
 
 
@@ -320,7 +326,7 @@ def gain_figures(truth: Marks, ours: Marks, other: Marks, lmd: dict[str, np.ndar
     mouths = known, mine, lips.against_truth(truth.opening, other.opening)[1]
     figures = {"gain/lmd": lower(*distances), "gain/mouth_r": above(*mouths)}
     for name, figure, series in (("lmd", lower, distances), ("mouth_r", above, mouths)):
-        low, high = lips.block_bootstrap(figure, *series)
+        low, high = _interval(figure, *series)
         figures |= {f"gain/{name}_low": low, f"gain/{name}_high": high}
     return figures
 
@@ -479,15 +485,14 @@ def _setting(run: Run, dataset: SpeakerDataset, split: str, frames: np.ndarray) 
 
 
 def _plain(figures: Figures) -> Figures:
-    """The same in plain Python, fit for JSON."""
-    return {
-        name: value
-        if isinstance(value, str)
-        else round(float(value), 6)
-        if np.isfinite(value)
-        else "not available"
-        for name, value in sorted(figures.items())
-    }
+    """The same, sorted and fit for JSON."""
+
+    def plain(value) -> float | int | str:
+        if isinstance(value, (str, int)):
+            return value
+        return round(float(value), 6) if np.isfinite(value) else "not available"
+
+    return {name: plain(value) for name, value in sorted(figures.items())}
 
 
 def _turned(run: Run, speaker: Speaker, motion: Motion, moment: int) -> np.ndarray:

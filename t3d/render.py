@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -55,8 +54,8 @@ def read_speech(path) -> np.ndarray:
 
 
 def frames_of(audio: np.ndarray) -> int:
-    """Frames at 25 fps that last as long as a sound [N]."""
-    return math.ceil(len(audio) * FPS / RATE)
+    """Frames at 25 fps that last as long as a sound [N], to half a frame; at least one."""
+    return max(1, round(len(audio) * FPS / RATE))
 
 
 # ---- where the head is, and who looks at it
@@ -175,7 +174,7 @@ def render_command(args) -> None:
     run = runs.open_run(args.workdir)
     speaker = speaker_of(run, args.speaker)
     frames = frames_of(audio)
-    audio = np.pad(audio, (0, frames * RATE // FPS - len(audio)))
+    audio = np.pad(audio, (0, RATE))[: frames * RATE // FPS]
     images = resized(render_video(run, speaker, audio, args.camera, args.output), args.size)
     with Bars() as bars:
         video.write_video(

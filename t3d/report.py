@@ -66,7 +66,7 @@ def cell(figures: Figures, name: str, digits: int) -> str:
     text = f"{value:.{digits}f}"
     if f"{name}_low" in figures:
         low, high = figures[f"{name}_low"], figures[f"{name}_high"]
-        text += f" [{low:.{digits}f}, {high:.{digits}f}]" if not isinstance(low, str) else ""
+        text += f"\n[{low:.{digits}f}, {high:.{digits}f}]" if not isinstance(low, str) else ""
     return text
 
 
@@ -121,7 +121,7 @@ def show(figures: Figures) -> None:
     """Prints the tables on the terminal."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)
+        console = Console(width=140)
     for title, headings, rows in tables(figures):
         table = Table(title=title, title_justify="left")
         table.add_column(headings[0])
@@ -253,7 +253,7 @@ body{font:16px/1.45 system-ui,sans-serif;max-width:70rem;margin:0 auto;padding:1
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:1.8rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}
 th,td{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:right;vertical-align:bottom}
-td{white-space:nowrap}th:first-child,td:first-child{text-align:left}
+td{white-space:pre}th:first-child,td:first-child{text-align:left}
 td:first-child{white-space:normal;min-width:9rem}
 img,video{max-width:100%;height:auto}.sheet{min-width:44rem}
 pre{overflow-x:auto;font-size:.8rem;background:#f6f6f6;padding:.6rem}

@@ -20,8 +20,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from t3d import camera as cameras
-from t3d import checkpoint, talker as talkers
+from t3d import checkpoint
 from t3d import config as configs
+from t3d import talker as talkers
 from t3d.camera import Camera
 from t3d.codes import HeadCodes
 from t3d.data.pipeline import Source, centred_start, to_face

@@ -24,6 +24,7 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
+import sys
 import time
 import wave
 from collections.abc import Callable, Iterable, Iterator
@@ -86,7 +87,7 @@ class Bars:
     """Progress bars of the parts on the terminal; elsewhere a line for each finished part."""
 
     def __init__(self):
-        self._console = Console(stderr=True)
+        self._console, self._out = Console(stderr=True), sys.stdout
         self._progress = Progress(
             TextColumn("{task.description:<14}"),
             BarColumn(),
@@ -113,7 +114,7 @@ class Bars:
             self._progress.update(task, completed=done, total=total)
             if done == total and not self._console.is_terminal:
                 seconds = time.monotonic() - started
-                print(f"{name}: {total} done in {seconds:.0f} s", flush=True)
+                print(f"{name}: {total} done in {seconds:.0f} s", file=self._out, flush=True)
 
         return update
 

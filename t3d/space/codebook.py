@@ -96,23 +96,18 @@ def codes_from_queries(rng: jax.Array, queries: jax.Array, codes: int) -> jax.Ar
     """
     rows = queries.reshape(-1, queries.shape[-1]).astype(jnp.float32)
     draw, jitter = jax.random.split(rng)
-    chosen = rows[_draw(draw, rows.shape[0], codes)]
+    rounds = jax.random.split(draw, -(-codes // rows.shape[0]))
+    order = [jax.random.permutation(key, rows.shape[0]) for key in rounds]
+    chosen = rows[jnp.concatenate(order)[:codes]]
     apart = 0.01 * jnp.std(rows) + 1e-4
     return chosen + apart * jax.random.normal(jitter, chosen.shape)
-
-
-def _draw(rng: jax.Array, rows: int, codes: int) -> jax.Array:
-    """`codes` row numbers, without a repetition before every row has been taken once."""
-    rounds = -(-codes // rows)
-    keys = jax.random.split(rng, rounds)
-    return jnp.concatenate([jax.random.permutation(key, rows) for key in keys])[:codes]
 
 
 def track_usage(usage: jax.Array, counts: jax.Array) -> jax.Array:
     """Running average of how often each code is used, 1 = the even rate.
 
     Args:
-        usage: [K] the average so far; start it at 1.
+        usage: [K] the average so far; start it at 0, so that a code has to prove itself.
         counts: [K] uses in this batch.
 
     Returns:
@@ -129,6 +124,10 @@ def reset_dead_codes(
 ) -> tuple[jax.Array, jax.Array]:
     """Puts codes that nothing uses where the queries are.
 
+    No two codes are put on one query: where more are dead than there are queries, the least used
+    go first and the rest wait for the next batch. So a codebook with fewer queries than codes fills
+    up with different training frames.
+
     Args:
         rng: chooses the queries.
         codebook: [K, D].
@@ -136,11 +135,13 @@ def reset_dead_codes(
         queries: [..., D] where the living encoder's output is.
 
     Returns:
-        The codebook and the usage, in which restarted codes stand at 1 again.
+        The codebook and the usage, in which restarted codes stand at 1.
     """
-    dead = usage < DEAD_BELOW
-    fresh = codes_from_queries(rng, queries, codebook.shape[0]).astype(codebook.dtype)
-    return jnp.where(dead[:, None], fresh, codebook), jnp.where(dead, 1.0, usage)
+    rows = queries.reshape(-1, queries.shape[-1]).astype(codebook.dtype)
+    rank = jnp.argsort(jnp.argsort(usage))
+    dead = (usage < DEAD_BELOW) & (rank < rows.shape[0])
+    chosen = jax.random.permutation(rng, rows.shape[0])[rank % rows.shape[0]]
+    return jnp.where(dead[:, None], rows[chosen], codebook), jnp.where(dead, 1.0, usage)
 
 
 def even_sample(queries: jax.Array, limit: int) -> jax.Array:

@@ -103,8 +103,8 @@ class StandardizedSpace(nn.Module):
 
     Both codebooks are parameters, drawn at initialisation from the features of the batch that
     initialises the module (give it real frames). `global_usage` and `au_usage` beside them are the
-    running use of each code (`codebook.track_usage`): no gradient reaches them, `restart_codes`
-    keeps them.
+    running use of each code (`codebook.track_usage`), 0 at first: no gradient reaches them,
+    `restart_codes` keeps them and puts codes that nothing uses on the features of the batch.
 
     Attributes:
         n_au, dim: AUs and length of a feature.
@@ -151,7 +151,7 @@ class StandardizedSpace(nn.Module):
         """f_AU of Eq. 9: every AU has its own codes."""
         queries = jnp.swapaxes(queries, 0, 1)
         codes = self.param("au_codebook", _per_au_codes, queries, self.au_codes)
-        self.param("au_usage", nn.initializers.ones, (self.n_au, self.au_codes))
+        self.param("au_usage", nn.initializers.zeros, (self.n_au, self.au_codes))
         found = jax.vmap(cb.quantize)(codes, queries)
         aux["au"] = found
         aux["au_queries"] = jax.lax.stop_gradient(queries)
@@ -160,7 +160,7 @@ class StandardizedSpace(nn.Module):
     def _global(self, queries: jax.Array, aux: Aux) -> jax.Array:
         """f_glo of Eq. 10."""
         codes = self.param("global_codebook", cb.codes_from_queries, queries, self.global_codes)
-        self.param("global_usage", nn.initializers.ones, (self.global_codes,))
+        self.param("global_usage", nn.initializers.zeros, (self.global_codes,))
         found = cb.quantize(codes, queries)
         aux["global"] = found
         aux["global_queries"] = jax.lax.stop_gradient(cb.even_sample(queries, self.global_codes))

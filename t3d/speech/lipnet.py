@@ -112,7 +112,7 @@ class LipNet(nn.Module):
 
     width: int = 32
     bottleneck: int = 16
-    dropout: float = 0.5
+    dropout: float = 0.4
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

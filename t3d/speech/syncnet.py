@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 FRAMES = 5
 MEL_STEPS = 16
+MOTION_GAIN = 8.0
 
 
 def unit(vectors: jax.Array, eps: float = 1e-6) -> jax.Array:
@@ -83,9 +84,13 @@ class SyncNet(nn.Module):
 
     def face_embedding(self, faces: jax.Array, deterministic: bool = True) -> jax.Array:
         """[B, 5, 96, 96, 3] in [0, 1] -> [B, dim]; only the lower half is looked at."""
-        b, t, h, w, c = faces.shape
-        lower = faces[:, :, h // 2 :].transpose(0, 2, 3, 1, 4).reshape(b, h - h // 2, w, t * c)
-        x = lower.astype(self.dtype) * 2 - 1
+        lower = faces[:, :, faces.shape[2] // 2 :].astype(self.dtype)
+        still = lower.mean(1, keepdims=True)
+        # What moves is small beside the face that stays: a network that has seen one person
+        # would otherwise embed the person.
+        x = jnp.concatenate([still * 2 - 1, MOTION_GAIN * (lower - still)], 1)
+        b, t, h, w, c = x.shape
+        x = x.transpose(0, 2, 3, 1, 4).reshape(b, h, w, t * c)
         for block in self.face_blocks:
             x = block(x)
         return self.face_head(x, deterministic)
@@ -143,3 +148,24 @@ def sync_bce(cosines: jax.Array, labels: jax.Array) -> jax.Array:
     matching = jnp.sum(labels * positive) / jnp.maximum(jnp.sum(labels), 1.0)
     other = jnp.sum((1 - labels) * negative) / jnp.maximum(jnp.sum(1 - labels), 1.0)
     return 0.5 * (matching + other)
+
+
+def sync_contrast(
+    face_embedding: jax.Array, audio_embedding: jax.Array, scale: float = 24.0
+) -> jax.Array:
+    """Cross-entropy of finding each face's sound among all sounds, and the reverse (InfoNCE).
+
+    `sync_bce` alone stays at chance for hundreds of steps on a minute of one person: constant
+    embeddings are its saddle. Here every other pair of the batch is a negative.
+
+    Args:
+        face_embedding: [B, D] unit vectors.
+        audio_embedding: [N, D], N ≥ B; the first B match the faces in order, the rest are more
+            negatives (the same clip shifted, say).
+        scale: what cosines are multiplied by before the softmax.
+    """
+    logits = scale * cosine(face_embedding[:, None], audio_embedding[None])
+    b = len(face_embedding)
+    to_sound = jnp.diagonal(jax.nn.log_softmax(logits, axis=1)[:, :b])
+    to_face = jnp.diagonal(jax.nn.log_softmax(logits[:, :b], axis=0))
+    return -jnp.mean(to_sound) - jnp.mean(to_face)

@@ -71,13 +71,14 @@ def _sync(config: Any, talker: Talker, facts: Facts) -> Stage:
         if config.speech.augment:
             faces = augment_faces(keys[0], faces)
             sounds = lipnet.augment_mel(keys[1], sounds)
-        face, sound = net.apply(
-            params, jnp.concatenate([faces, faces]), sounds, False, rngs={"dropout": keys[2]}
-        )
-        labels = jnp.repeat(jnp.array([1.0, 0.0]), len(faces))
-        cosines = syncnet.cosine(face, sound)
-        right = jnp.mean(cosines[: len(faces)] > cosines[len(faces) :])
-        return syncnet.sync_bce(cosines, labels), right
+        face, sound = net.apply(params, faces, sounds, False, rngs={"dropout": keys[2]})
+        n = len(faces)
+        matching, shifted = (syncnet.cosine(face, s) for s in (sound[:n], sound[n:]))
+        labels = jnp.repeat(jnp.array([1.0, 0.0]), n)
+        bce = syncnet.sync_bce(jnp.concatenate([matching, shifted]), labels)
+        contrast = syncnet.sync_contrast(face, sound)
+        right = jnp.mean(matching > shifted)
+        return contrast + config.sync.bce_weight * bce, right
 
     def loss(params, frozen, batch, key, step):
         results = {

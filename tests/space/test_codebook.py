@@ -103,9 +103,22 @@ def test_only_dead_codes_are_restarted_and_come_alive(codes, queries):
     np.testing.assert_array_equal(again, np.ones(11))
 
 
+def test_a_codebook_with_few_queries_fills_up_with_different_ones():
+    frames = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
+    codebook, usage = jnp.full((12, 3), 9.0), jnp.zeros(12)
+    for n, queries in enumerate(frames[:2]):
+        codebook, usage = cb.reset_dead_codes(jax.random.key(n), codebook, usage, queries)
+        assert len(np.unique(codebook, axis=0)) == 4 * (n + 1) + 1
+    seen = {tuple(row) for row in frames[:2].reshape(-1, 3)}
+    assert seen <= {tuple(row) for row in np.asarray(codebook)}
+    codebook, usage = cb.reset_dead_codes(jax.random.key(2), codebook, usage, frames[2])
+    again, _ = cb.reset_dead_codes(jax.random.key(3), codebook, usage, frames[3])
+    np.testing.assert_array_equal(again, codebook)
+
+
 def test_usage_of_a_code_follows_its_rate():
     counts = jnp.array([0.0, 10.0, 20.0, 10.0])
-    usage = jnp.ones(4)
+    usage = jnp.zeros(4)
     for _ in range(200):
         usage = cb.track_usage(usage, counts)
     np.testing.assert_allclose(usage, [0.0, 1.0, 2.0, 1.0], atol=1e-4)

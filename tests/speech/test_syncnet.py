@@ -75,6 +75,26 @@ def test_bce_is_finite_where_a_logarithm_would_not_be(cosines):
     assert np.isfinite(gradient).all()
 
 
+def test_contrast_equals_a_softmax_written_out_with_more_sounds_than_faces():
+    rng = np.random.default_rng(2)
+    face, sound = rng.random((3, 4)).astype(np.float32), rng.random((5, 4)).astype(np.float32)
+    expected = 0.0
+    similar = np.array(
+        [[f @ a / np.linalg.norm(f) / np.linalg.norm(a) for a in sound] for f in face]
+    )
+    for i in range(3):
+        expected -= np.log(np.exp(7 * similar[i, i]) / np.exp(7 * similar[i]).sum()) / 3
+        expected -= np.log(np.exp(7 * similar[i, i]) / np.exp(7 * similar[:, i]).sum()) / 3
+    np.testing.assert_allclose(syncnet.sync_contrast(face, sound, scale=7.0), expected, rtol=1e-4)
+
+
+def test_contrast_of_constant_embeddings_is_chance_and_its_gradient_finite():
+    face, sound = jnp.ones((4, 3)), jnp.ones((8, 3))
+    value, gradient = jax.value_and_grad(syncnet.sync_contrast)(face, sound)
+    np.testing.assert_allclose(value, np.log(8) + np.log(4), rtol=1e-5)
+    assert np.isfinite(gradient).all()
+
+
 @pytest.fixture(scope="module")
 def tiny():
     rng = np.random.default_rng(1)
@@ -108,7 +128,7 @@ def test_it_learns_which_of_four_fixed_pairs_belong_together(tiny):
 
     def loss(p):
         face, audio = model.apply(p, faces, mel)
-        return syncnet.sync_bce(syncnet.cosine(face[:, None], audio[None]), jnp.eye(4))
+        return syncnet.sync_contrast(face, audio)
 
     optimiser = optax.adam(3e-3)
     state = optimiser.init(params)
