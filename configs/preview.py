@@ -22,7 +22,7 @@ def get_config(paper: bool = False) -> ConfigDict:
         rays=64,
         samples=24 if paper else 8,
         width=96,
-        depth=4,
+        depth=3,
         features=48,
         resolutions=(32, 128),
         channels=8,
@@ -34,7 +34,7 @@ def get_config(paper: bool = False) -> ConfigDict:
         lip=talker.stage(500, 16, 2e-3, weight_decay=1e-2),
         prior=talker.stage(700, 24, 1e-3, weight_decay=1e-3),
         speech=talker.stage(1_000, 64, 1e-3),
-        nerf=talker.stage(3_000, 2, 5e-3),
+        nerf=talker.stage(2_000, 2, 5e-3),
         au=talker.stage(400, 16, 1e-3),
         space=talker.stage(900, 4, 2e-3),
     )

@@ -87,7 +87,7 @@ class Field(nn.Module):
         if self.encoding == "fourier":
             return fourier_features(unit, self.octaves)
         planes = TriPlanes(self.resolutions, self.channels, name="planes")(unit)
-        return jnp.concatenate([planes, fourier_features(unit, 4)], -1)
+        return jnp.concatenate([planes, unit], -1)
 
     @nn.compact
     def __call__(

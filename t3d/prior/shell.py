@@ -26,7 +26,8 @@ class Shell:
     """A speaker's head as the sampler sees it (NumPy).
 
     Attributes:
-        neutral: [V, 3] cm; expression_basis: [79, V · 3]; triangles: [F, 3] without the neck;
+        neutral: [V, 3] cm, the vertices that are drawn (no neck); triangles: [F, 3] of them.
+        expression_basis: [K, V · 3] of the expression vectors that move anything, the first K.
         outward: [V, 3] cm, added to a vertex it gives the outer hull (skin margin, hair).
     """
 
@@ -52,11 +53,14 @@ def make_shell(model: MorphableModel, identity: np.ndarray, scalp: float) -> She
     margin = FACE_MARGIN + scalp * _scalp(neutral, landmarks)
     thin = np.isin(np.asarray(model.region), [model.region_names.index(n) for n in THIN])
     kept = triangles[(neutral[:, 1] > _jaw_plane(neutral, landmarks))[triangles].all(1)]
+    used, triangles = np.unique(kept, return_inverse=True)
+    basis = np.asarray(model.expression_basis, np.float32)
+    moving = 1 + np.flatnonzero(basis.any((1, 2))).max()
     return Shell(
-        neutral=neutral.astype(np.float32),
-        expression_basis=np.asarray(model.expression_basis, np.float32).reshape(79, -1),
-        triangles=np.ascontiguousarray(kept, np.int32),
-        outward=(normals * (margin * thin)[:, None]).astype(np.float32),
+        neutral=neutral[used].astype(np.float32),
+        expression_basis=np.ascontiguousarray(basis[:moving, used].reshape(moving, -1)),
+        triangles=np.ascontiguousarray(triangles.reshape(kept.shape), np.int32),
+        outward=(normals * (margin * thin)[:, None])[used].astype(np.float32),
     )
 
 
@@ -89,7 +93,8 @@ def guide(
         near, far [R] cm; offset [R, 3] cm; active [R] bool; depth [R] cm of the bare surface
         (infinite where a ray misses it).
     """
-    moved = (np.asarray(expression, np.float32) @ shell.expression_basis).reshape(-1, 3)
+    basis = shell.expression_basis
+    moved = (np.asarray(expression, np.float32)[: len(basis)] @ basis).reshape(-1, 3)
     expressed = shell.neutral + moved
 
     def draw(vertices: np.ndarray, farthest: bool = False) -> raster.Raster:
