@@ -133,17 +133,35 @@ def _mean_warp(run: Run, dataset: SpeakerDataset, frames: np.ndarray) -> np.ndar
     return controls.warped_mean(pictures, place(poses[some]), place(poses[frames]))
 
 
-def _nearest(run: Run, dataset: SpeakerDataset, frames: np.ndarray) -> np.ndarray:
+def _nearest(
+    run: Run, dataset: SpeakerDataset, frames: np.ndarray, listen: bool = True
+) -> np.ndarray:
+    """The training frame nearest in pose and, if `listen`, sound to each frame."""
     track, train = dataset.track, dataset.frames("train")
     pose = np.concatenate([track["rotvec"], track["translation"]], 1)
 
     def features(chosen: np.ndarray) -> list[np.ndarray]:
         windows = runs.mel_windows(dataset.mel, chosen, run.config.mel_steps)
-        return [pose[chosen], windows.reshape(len(chosen), -1)]
+        sound = [windows.reshape(len(chosen), -1)] if listen else []
+        return [pose[chosen], *sound]
 
-    return _pictures(
-        dataset, train[controls.nearest(features(train), features(frames))], run.config.size
-    )
+    chosen = train[controls.nearest(features(train), features(frames))]
+    return _pictures(dataset, chosen, run.config.size)
+
+
+def _plain_controls(run, dataset, frames, truth: np.ndarray, masks: np.ndarray) -> Figures:
+    """SSIM over the head of what is too plain for a column: the mean frame, the nearest pose."""
+    train = dataset.frames("train")
+    some = train[:: -(-len(train) // controls.MOST_FRAMES)]
+    mean = _pictures(dataset, some, run.config.size).mean(0).round().astype(np.uint8)
+    films = {
+        "mean": np.broadcast_to(mean, truth.shape),
+        "nearest_pose": _nearest(run, dataset, frames, listen=False),
+    }
+    return {
+        f"{name}/ssim_head": float(image_figures(pictures, truth, masks)["ssim_head"].mean())
+        for name, pictures in films.items()
+    }
 
 
 # ---- detectors
@@ -455,6 +473,7 @@ def _figures(run, dataset, frames, films, bars: Bars) -> tuple[Figures, dict[str
     marks = {"truth": true_marks(dataset, frames, size)}
     judge = Judge(run, dataset, frames)
     figures: Figures = {"judge/validation_accuracy": judge.accuracy()}
+    figures |= _plain_controls(run, dataset, frames, films["real"], masks)
     lmd = {}
     for name in bars.over("measuring", films, len(films)):
         alike = image_figures(films[name], films["real"], masks)

@@ -107,6 +107,8 @@ def notes(figures: Figures) -> list[str]:
         "sound.",
         f"AUs that say nothing here: absent {figures['au/absent']}; constant "
         f"{figures['au/constant']}.",
+        f"SSIM over the head of the plain mean frame {figures['mean/ssim_head']:.3f}, of the "
+        f"training frame nearest in pose alone {figures['nearest_pose/ssim_head']:.3f}.",
         "In brackets: 95 % intervals, blocks of a second resampled.",
     ]
     words = {
@@ -144,8 +146,8 @@ def moments(opening: np.ndarray, count: int = MOMENTS) -> np.ndarray:
         opening: [T], NaN where unknown.
     """
     parts = np.array_split(np.arange(len(opening)), count // 2)
-    known = np.nan_to_num(opening)
-    pairs = [(p[np.argmin(known[p])], p[np.argmax(known[p])]) for p in parts if len(p)]
+    low, high = (np.where(np.isnan(opening), end, opening) for end in (np.inf, -np.inf))
+    pairs = [(p[np.argmin(low[p])], p[np.argmax(high[p])]) for p in parts if len(p)]
     return np.array(pairs, int).reshape(-1)
 
 

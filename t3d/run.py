@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +281,7 @@ def _guide(guides: Arrays) -> Guide:
     return Guide(guides["near"], guides["far"], guides["offset"], guides["active"])
 
 
+@cache
 def _drawer(talker: Talker, standardised: bool) -> Callable:
     @partial(jax.jit, static_argnums=3)
     def draw(params, codes, view, capacity):

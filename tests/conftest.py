@@ -69,7 +69,31 @@ def golden_weights():
     path = _folder("T3D_GOLDEN", SHARED / "golden" / "dev").parent / "golden_weights.py"
     if not path.exists():
         pytest.skip(f"{path} is missing: set T3D_GOLDEN to the folder of golden numbers")
-    spec = importlib.util.spec_from_file_location("golden_weights", path)
+    return _load(path)
+
+
+def _load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def synthetic_speaker(tmp_path_factory) -> Path:
+    """Two seconds of a synthetic speaker at 64², and one other camera."""
+    from t3d.data.synthetic import synthesize
+
+    return synthesize(tmp_path_factory.mktemp("made") / "speaker", 2, views=1, size=64)
+
+
+@pytest.fixture(scope="session")
+def untrained(synthetic_speaker, tmp_path_factory):
+    """A run of the tiny config on that speaker, prepared; its networks know nothing."""
+    from t3d.data.prepare import prepare
+    from t3d.data.speaker_dataset import SpeakerDataset
+
+    folder = tmp_path_factory.mktemp("untrained")
+    prepare(synthetic_speaker, folder / "speaker", size=64)
+    make_run = _load(Path(__file__).parent / "untrained.py").make_run
+    return make_run("tiny", SpeakerDataset(folder / "speaker"), folder / "run")

@@ -49,6 +49,8 @@ def test_orbit_keeps_the_pivot_and_the_distance_and_moves_right_and_up():
 
 
 def test_inverse_undoes_a_motion_and_jax_agrees_with_numpy():
-    pose = cameras.head_pose(np.array([0.3, -0.2, 0.9], np.float32), np.array([1, 2, 3], np.float32))
+    pose = cameras.head_pose(
+        np.array([0.3, -0.2, 0.9], np.float32), np.array([1, 2, 3], np.float32)
+    )
     np.testing.assert_allclose(cameras.inverse(pose) @ pose, np.eye(4), atol=1e-6)
     np.testing.assert_allclose(cameras.inverse(jnp.asarray(pose)), cameras.inverse(pose), atol=1e-6)

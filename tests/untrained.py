@@ -24,7 +24,10 @@ def _shapes(net: talker.Talker, config, frames: int) -> dict:
     def init(key: jax.Array) -> dict:
         rays = config.nerf.rays**2
         face, expression = jnp.zeros((1, 96, 96, 3)), jnp.zeros((1, 79))
-        mel, image = jnp.zeros((1, config.mel_steps, 80)), jnp.zeros((1, config.size, config.size, 3))
+        mel, image = (
+            jnp.zeros((1, config.mel_steps, 80)),
+            jnp.zeros((1, config.size, config.size, 3)),
+        )
         codes = HeadCodes(
             jnp.zeros((1, 100)), expression, expression, jnp.zeros((1, 100)), jnp.zeros((1, 27))
         )

@@ -1,0 +1,77 @@
+"""The whole chain, for real and small: synthesise, prepare, train all stages, continue, render."""
+
+import json
+
+import numpy as np
+import pytest
+
+from t3d import checkpoint, cli, run, talker
+from t3d.config import load_config
+from t3d.data.speaker_dataset import SpeakerDataset
+from t3d.data.synthetic import synthesize
+from t3d.data.prepare import prepare
+
+# How far each stage's loss must have fallen over its steps (last tenth against first tenth).
+FALL = dict(sync=0.97, lip=0.9, prior=0.7, speech=0.8, nerf=0.5, au=0.9, space=0.7)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    synthesize(folder / "speaker", seconds=8, views=0, size=64, seed=3)
+    prepare(folder / "speaker", folder / "data", size=64)
+    return SpeakerDataset(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    run.train(load_config("tiny"), [dataset], workdir)
+    return workdir
+
+
+def test_every_stage_learns(trained):
+    entries = checkpoint.read_run(trained)["stages"]
+    assert tuple(entries) == talker.STAGES
+    for name, entry in entries.items():
+        assert entry["loss_last"] < FALL[name] * entry["loss_first"], (name, entry)
+
+
+def test_a_finished_run_is_left_as_it_is(trained, dataset):
+    before = (trained / "run.json").read_text()
+    lines = []
+    run.train(load_config("tiny"), [dataset], trained, log=lines.append)
+    after = json.loads((trained / "run.json").read_text())
+    assert after["stages"] == json.loads(before)["stages"]
+    assert sum("is done" in line for line in lines) == len(talker.STAGES)
+
+
+def test_a_stage_whose_predecessors_are_missing_says_which(dataset, tmp_path, capsys):
+    code = cli.main(
+        ["train", "--config", "tiny", "--data", str(dataset.path), "--workdir", str(tmp_path / "r")]
+        + ["--stage", "nerf"]
+    )
+    assert code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "sync" in line and "t3d train" in line
+
+
+def test_the_sound_moves_the_head_and_the_camera_turns_it(trained, dataset):
+    opened = run.open_run(trained)
+    speaker = opened.speakers[0]
+    motion = run.motion_of(opened, speaker, dataset.mel, 8)
+    other = run.motion_of(opened, speaker, dataset.mel[200:], 8)
+    assert np.abs(motion.expression - other.expression).max() > 1e-3
+    pose = np.broadcast_to(speaker.still_pose, (8, 4, 4))
+    front = np.broadcast_to(np.eye(4, dtype=np.float32), (8, 4, 4))
+    (drawn,) = run.render_frames(opened, speaker, motion, pose, front)
+    assert drawn["standardised"].shape == drawn["nerf"].shape == (8, 32, 32, 3)
+    assert (drawn["alpha"][:, 0, 0] == 0).all() and drawn["alpha"].max() > 0.5
+
+
+def test_the_papers_own_choices_train_too(dataset, tmp_path):
+    config = load_config(
+        "tiny", ["paper=True"] + [f"stages.{name}.steps=2" for name in talker.STAGES]
+    )
+    run.train(config, [dataset], tmp_path / "paper")
+    assert tuple(checkpoint.read_run(tmp_path / "paper")["stages"]) == talker.STAGES
