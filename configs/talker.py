@@ -44,12 +44,15 @@ def get_config(paper: bool = False) -> ConfigDict:
         mouth_gain=0.0 if paper else 8.0,  # what the mouth weighs more in the L1 loss
         augment=not paper,  # of the mel: gain, noise, masks
     )
-    config.prior = dict(width=64)
+    config.prior = dict(
+        width=64,
+        lip_wav=not paper,  # also learns to read LipNet's images, which are tamer than real ones
+    )
     config.speech = dict(
         width=128,
         dropout=0.0 if paper else 0.2,
         inputs="disentangled",  # Table II: disentangled, speech, entire
-        lip_weight=0.0 if paper else 1.0,  # loss on the lips' vertices beside Eq. 3
+        lip_weight=0.0 if paper else 20.0,  # loss on the lips' vertices beside Eq. 3
         style_weight=0.0 if paper else 0.01,  # keeps f_exp-style small: only what speech lacks
         smooth=0.0 if paper else 1.0,  # frames, deviation of the codes' smoothing at test time
         augment=not paper,

@@ -1,6 +1,6 @@
 """The whole chain in about a minute, for the tests: it learns something, not a face.
 
-    t3d train --config tiny --data DATASET --workdir RUN
+t3d train --config tiny --data DATASET --workdir RUN
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ def get_config(paper: bool = False) -> ConfigDict:
     config = talker.get_config(paper)
     config.size = 32
     config.sync.update(width=8, dim=16, judge_width=8)
-    config.lip.update(width=8, bottleneck=4)
+    config.lip.update(width=8, bottleneck=4, dropout=0.1)
     config.prior.update(width=8)
     config.speech.update(width=16)
     config.nerf.update(
@@ -23,7 +23,7 @@ def get_config(paper: bool = False) -> ConfigDict:
     config.space.update(au_codes=16, global_codes=32, width=16, patch=4, render_every=8)
     config.stages = dict(
         sync=talker.stage(60, 8, 2e-3),
-        lip=talker.stage(60, 8, 2e-3),
+        lip=talker.stage(100, 8, 5e-3),
         prior=talker.stage(60, 8, 2e-3),
         speech=talker.stage(60, 16, 2e-3),
         nerf=talker.stage(80, 2, 1e-2),

@@ -7,9 +7,9 @@ import pytest
 
 from t3d import checkpoint, cli, run, talker
 from t3d.config import load_config
+from t3d.data.prepare import prepare
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.data.synthetic import synthesize
-from t3d.data.prepare import prepare
 
 # How far each stage's loss must have fallen over its steps (last tenth against first tenth).
 FALL = dict(sync=0.97, lip=0.9, prior=0.7, speech=0.8, nerf=0.5, au=0.9, space=0.7)

@@ -87,7 +87,8 @@ def guide(
     """What the rays of one size × size view need to know (fields of nerf.rays.Guide, and depth).
 
     Args:
-        expression: [79]; head_to_world: [4, 4]; camera: of the view; size: rays per side, R = size².
+        expression: [79]; head_to_world: [4, 4]; camera: of the view; size: rays per
+            side, R = size².
 
     Returns:
         near, far [R] cm; offset [R, 3] cm; active [R] bool; depth [R] cm of the bare surface

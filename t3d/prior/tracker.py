@@ -91,13 +91,13 @@ def _initial_pose(model: MorphableModel, points: np.ndarray) -> tuple[np.ndarray
     affine = np.einsum("nk,tnd->tdk", np.linalg.pinv(rigid - centre).T, observed - middle[:, None])
     scale = np.linalg.norm(affine, axis=2).mean(1)
     rows = affine / scale[:, None, None]
-    u, _, vt = np.linalg.svd(
-        np.concatenate([rows, np.cross(rows[:, 0], rows[:, 1])[:, None]], 1)
-    )
+    u, _, vt = np.linalg.svd(np.concatenate([rows, np.cross(rows[:, 0], rows[:, 1])[:, None]], 1))
     rotation = u @ vt
     rotvec = Rotation.from_matrix(rotation).as_rotvec()
     depth = FOCAL_PRIOR / scale
-    centre_world = np.concatenate([(middle - 0.5) * depth[:, None] / FOCAL_PRIOR, depth[:, None]], 1)
+    centre_world = np.concatenate(
+        [(middle - 0.5) * depth[:, None] / FOCAL_PRIOR, depth[:, None]], 1
+    )
     return rotvec, centre_world - rotation @ centre
 
 
@@ -279,7 +279,9 @@ def _lights(colours, bands, visible, albedo, ridge: float = 1e-3) -> np.ndarray:
         normal = np.einsum("nvb,nv,nvd->nbd", design, weight, design)
         side = np.einsum("nvb,nv,nv->nb", design, weight, target)
         held = ridge * (1 + weight.sum(1))[:, None, None] * np.eye(9)
-        light[..., channel] = start[:, channel] + np.linalg.solve(normal + held, side[..., None])[..., 0]
+        light[..., channel] = (
+            start[:, channel] + np.linalg.solve(normal + held, side[..., None])[..., 0]
+        )
     return light
 
 

@@ -147,29 +147,34 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
 
 
 def _prior(config: Any, talker: Talker, facts: Facts) -> Stage:
-    """The 3DMM encoder, on the tracker's fits of real crops and of faces with swapped mouths."""
+    """The 3DMM encoder, on the tracker's fits of real crops, swapped mouths and Lip-wav images."""
 
     def init(key, batch):
         return talker.encoder.init(key, batch["face"])
 
     def loss(params, frozen, batch, key, step):
-        keys = jax.random.split(key, 3)
-        oracle = lipnet.oracle_lip_image(batch["identity_face"], _aligned_face(batch))
-        both = augment_faces_alone(keys[0], jnp.concatenate([batch["face"], oracle]))
-        prediction = talker.encoder.apply(params, both, False, rngs={"dropout": keys[1]})
-        n = len(oracle)
+        keys = jax.random.split(key, 4)
+        identity, n = batch["identity_face"], len(batch["face"])
+        given = [batch["face"], lipnet.oracle_lip_image(identity, _aligned_face(batch))]
+        if config.prior.lip_wav:
+            mel = lipnet.augment_mel(keys[2], batch["mel"])
+            given.append(
+                talker.lip.apply(frozen["lip"], mel, identity, False, rngs={"dropout": keys[3]})
+            )
+        faces = augment_faces_alone(keys[0], jnp.concatenate(given))
+        prediction = talker.encoder.apply(params, faces, False, rngs={"dropout": keys[1]})
         target = {name: batch[name] for name in ("expression", "identity", "albedo")}
         target["illumination"] = batch["illumination"]
         target["pose"] = encoders.pose_vector(batch["head_to_world"])
         target["points"] = batch["points_face"]
         real, errors = encoders.encoder_loss(jax.tree.map(lambda x: x[:n], prediction), target)
-        # On a swapped mouth only what the mouth shows is asked for: the lips' vertices.
-        moved = prediction["expression"] - jnp.concatenate([batch["expression"]] * 2)
+        # On a swapped or drawn mouth only what the mouth shows is asked for: the lips' vertices.
+        moved = prediction["expression"] - jnp.concatenate([batch["expression"]] * len(given))
         lips = jnp.mean((LIP_EXPRESSION_SCALE * (moved @ facts.lip_basis)) ** 2)
         return real + lips, errors | {"lips": lips}
 
     fields = ("face", "identity_face", "points_face", "identity_points_face", "expression")
-    fields += ("identity", "albedo", "illumination", "head_to_world")
+    fields += ("identity", "albedo", "illumination", "head_to_world", "mel")
     return Stage("prior", fields, init, loss, config.stages.prior, select="best")
 
 
@@ -371,6 +376,4 @@ def _space(config: Any, talker: Talker, facts: Facts) -> Stage:
         return {"truth": batch["image"], "standardised": output}
 
     fields = ("image", "render", "has_render")
-    return Stage(
-        "space", fields, init, loss, config.stages.space, images, after_step=after_step
-    )
+    return Stage("space", fields, init, loss, config.stages.space, images, after_step=after_step)
