@@ -54,7 +54,7 @@ def get_config(paper: bool = False) -> ConfigDict:
         inputs="disentangled",  # Table II: disentangled, speech, entire
         lip_weight=0.0 if paper else 20.0,  # loss on the lips' vertices beside Eq. 3
         style_weight=0.0 if paper else 0.01,  # keeps f_exp-style small: only what speech lacks
-        smooth=0.0 if paper else 1.0,  # frames, deviation of the codes' smoothing at test time
+        smooth=0.0 if paper else 0.5,  # frames, deviation of the codes' smoothing at test time
         augment=not paper,
     )
     config.nerf = dict(

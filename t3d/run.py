@@ -468,8 +468,8 @@ class _Training:
             return arrays
         views = _random_views(self.config.seed, speaker, pose)
         novel = guides_of(self.config, speaker, expression, pose, views, max(8, rays // 2))
-        novel["hit"] = np.isfinite(novel.pop("depth"))
-        novel["depth"] = np.where(novel["hit"], novel["far"] - shell.BEHIND, 0.0)
+        hit = np.isfinite(novel["depth"])
+        novel["depth"] = np.where(hit, novel["depth"], 0.0).astype(np.float32)
         novel["camera"] = views
         for name in (field.removeprefix("novel_") for field in stages.NOVEL):
             arrays[f"novel_{name}"] = self._spread(dataset, frames, novel[name])

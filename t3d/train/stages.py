@@ -26,7 +26,9 @@ from t3d.talker import Motion, Talker
 from t3d.train.trainer import Batch, Frozen, Params, Stage
 
 GUIDE = ("guide_near", "guide_far", "guide_offset", "guide_active")
-NOVEL = ("novel_camera", "novel_near", "novel_far", "novel_offset", "novel_hit", "novel_depth")
+NOVEL = ("novel_camera", "novel_near", "novel_far", "novel_offset", "novel_active")
+NOVEL += ("novel_depth",)
+EMPTY_WEIGHT = 0.2  # of a random view's rays that pass the bare surface: hair may be there
 LIP_EXPRESSION_SCALE = 5.0  # brings lip vertices (cm) to the size of coefficients in σ
 
 
@@ -235,8 +237,8 @@ def view_of(batch: Batch) -> View:
 
 
 def novel_view_of(batch: Batch) -> View:
-    """A random view of a batch's frames; only rays that meet the bare surface are active."""
-    guide = Guide(*(batch[f"novel_{name}"] for name in ("near", "far", "offset", "hit")))
+    """A random view of a batch's frames."""
+    guide = Guide(*(batch[f"novel_{name}"] for name in ("near", "far", "offset", "active")))
     camera = Camera(batch["intrinsics"], batch["novel_camera"])
     return View(camera, batch["head_to_world"], guide)
 
@@ -266,20 +268,24 @@ def mouth_map(points68: jax.Array, size: int) -> jax.Array:
 
 
 def _geometry(head: Head, params: Params, codes, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Opacity and depth against the 3DMM at random cameras: silhouette and depth terms."""
-    hit, chosen, guide = head.apply(params, codes, novel_view_of(batch), method="surface")
-    seen = guide.active.astype(jnp.float32)
+    """Opacity and depth against the 3DMM at random cameras: silhouette and depth terms.
+
+    Rays that pass the bare surface are held empty with a small weight: the recorded views say
+    where hair is, and nothing else may float.
+    """
+    found, chosen, guide = head.apply(params, codes, novel_view_of(batch), method="surface")
     depth = jnp.take_along_axis(batch["novel_depth"], chosen, 1)
-    count = jnp.maximum(seen.sum(), 1.0)
-    silhouette = jnp.sum(seen * (1 - hit.alpha) ** 2) / count
-    off = jnp.where(guide.active, hit.depth - depth, 0.0)
-    return silhouette, jnp.sum(seen * jnp.minimum(off**2, 1.0)) / count
+    hit = (depth > 0) & guide.active
+    weight = jnp.where(hit, 1.0, EMPTY_WEIGHT) * guide.active
+    silhouette = jnp.sum(weight * (hit - found.alpha) ** 2) / jnp.maximum(weight.sum(), 1.0)
+    off = jnp.where(hit, found.depth - depth, 0.0)
+    return silhouette, jnp.sum(jnp.minimum(off**2, 1.0)) / jnp.maximum(hit.sum(), 1)
 
 
 def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
     """The radiance field: Eq. 6, and what the 3D prior knows of its geometry."""
     nerf, head = config.nerf, talker.head
-    novel_head = replace(head, capacity=max(1, head.capacity // 4))
+    novel_head = replace(head, capacity=max(1, head.capacity // 3))  # half the rays a side
 
     def init(key, batch):
         motion = Motion(*[jnp.zeros_like(batch["expression"])] * 3)
