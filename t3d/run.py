@@ -7,6 +7,7 @@ here, by the networks of the stages before it.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from t3d.codes import HeadCodes
 from t3d.data.pipeline import Source, centred_start, to_face
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.errors import UserError
-from t3d.nerf.head import View
+from t3d.nerf.head import View, capacity_of
 from t3d.nerf.rays import Guide
 from t3d.prior import basis, morphable, shell
 from t3d.prior.shell import Shell
@@ -38,6 +39,7 @@ from t3d.talker import Motion, Talker
 from t3d.train import stages, trainer
 
 BATCH = 8  # frames that a pass over a clip computes at once
+TEST_TIME = ("smooth",)  # settings that no training reads
 NOVEL_YAW, NOVEL_PITCH = 45.0, 20.0  # degrees: random cameras of the geometry terms
 Arrays = dict[str, np.ndarray]
 
@@ -133,10 +135,15 @@ def _save_speakers(workdir: Path, speakers: list[Speaker]) -> None:
 def _load_speakers(workdir: Path) -> list[Speaker]:
     speakers = []
     for path in sorted(workdir.glob("speaker_*.npz")):
-        with np.load(path, allow_pickle=False) as stored:
-            values = {name: stored[name] for name in stored.files}
-        plain = {k: v.item() if v.ndim == 0 else v for k, v in values.items()}
-        speakers.append(Speaker(**plain))
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                values = {name: stored[name] for name in stored.files}
+            plain = {k: v.item() if v.ndim == 0 else v for k, v in values.items()}
+            speakers.append(Speaker(**plain))
+        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path}: is damaged ({error}); run the same t3d train command again to rewrite it"
+            ) from error
     return speakers
 
 
@@ -225,13 +232,6 @@ def _uniform_guides(config, head_to_world, camera_to_world, rays) -> Arrays:
         "active": np.ones(distance.shape, bool),
         "depth": np.full(distance.shape, np.inf, np.float32),
     }
-
-
-def capacity_of(active: np.ndarray) -> int:
-    """Rays to evaluate per image so that no active one [T, R] is left out: an eighth's multiple."""
-    rays = active.shape[-1]
-    step = max(1, rays // 8)
-    return min(rays, step * -(-int(active.sum(-1).max()) // step))
 
 
 def render_frames(
@@ -341,18 +341,21 @@ class _Training:
 
     def __init__(self, config, datasets, workdir, log):
         self.config, self.datasets, self.workdir, self.log = config, datasets, workdir, log
+        written = json.loads(configs.to_json(config))
+        data = [
+            {"path": str(d.path.resolve()), "name": d.name, "sha256": d.meta["source_sha256"]}
+            for d in datasets
+        ]
+        _check_same_run(workdir, written, data)
         self.rows = np.cumsum([0] + [d.num_frames for d in datasets])
         self.speakers = [_speaker(d, int(row)) for d, row in zip(datasets, self.rows)]
         _save_speakers(workdir, self.speakers)
         checkpoint.update_run(
             workdir,
-            config=json.loads(configs.to_json(config)),
+            config=written,
             versions=checkpoint.versions(),
             rows=int(self.rows[-1]),
-            data=[
-                {"path": str(d.path.resolve()), "name": d.name, "sha256": d.meta["source_sha256"]}
-                for d in datasets
-            ],
+            data=data,
         )
         self.sources = {split: Source(datasets, split) for split in ("train", "validation")}
         self.arrays: dict[str, list[np.ndarray]] = {}
@@ -495,6 +498,31 @@ class _Training:
         images = np.concatenate([part["nerf"] for part in parts])
         self._need("has_render", lambda d, s: self._spread(d, frames, np.ones(len(frames), bool)))
         return self._spread(dataset, frames, images)
+
+
+def _check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:
+    """UserError when what finished stages were trained with is not what is asked for now.
+
+    Stages still to come may change; so may what only matters at test time.
+    """
+    before = checkpoint.read_run(workdir)
+    done = [name for name in talkers.STAGES if name in before.get("stages", {})]
+    if not done:
+        return
+    remedy = "take another --workdir, or go on with the old value"
+    if [d["sha256"] for d in before["data"]] != [d["sha256"] for d in data]:
+        names = ", ".join(d["name"] for d in before["data"])
+        raise UserError(f"{workdir}: was trained on other data ({names}); {remedy}")
+    for group in (*done, "size", "dtype", "mel_steps", "seed"):
+        old, new = before["config"].get(group), config[group]
+        old, new = (v if isinstance(v, dict) else {"": v} for v in (old, new))
+        for key in sorted(old.keys() | new.keys()):
+            if key not in TEST_TIME and old.get(key) != new.get(key):
+                name = f"{group}.{key}".rstrip(".")
+                raise UserError(
+                    f"{workdir}: its finished stages had {name}={old.get(key)}, not "
+                    f"{new.get(key)}; {remedy}"
+                )
 
 
 def _face_points(dataset: SpeakerDataset) -> np.ndarray:

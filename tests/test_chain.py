@@ -10,6 +10,7 @@ from t3d.config import load_config
 from t3d.data.prepare import prepare
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.data.synthetic import synthesize
+from t3d.errors import UserError
 
 # How far each stage's loss must have fallen over its steps (last tenth against first tenth).
 FALL = dict(sync=0.97, lip=0.9, prior=0.7, speech=0.8, nerf=0.5, au=0.9, space=0.7)
@@ -69,9 +70,28 @@ def test_the_sound_moves_the_head_and_the_camera_turns_it(trained, dataset):
     assert (drawn["alpha"][:, 0, 0] == 0).all() and drawn["alpha"].max() > 0.5
 
 
-def test_the_papers_own_choices_train_too(dataset, tmp_path):
+def test_two_speakers_train_together_with_the_papers_own_choices(dataset, tmp_path):
     config = load_config(
         "tiny", ["paper=True"] + [f"stages.{name}.steps=2" for name in talker.STAGES]
     )
-    run.train(config, [dataset], tmp_path / "paper")
-    assert tuple(checkpoint.read_run(tmp_path / "paper")["stages"]) == talker.STAGES
+    run.train(config, [dataset, dataset], tmp_path / "paper")
+    opened = run.open_run(tmp_path / "paper")
+    assert len(opened.speakers) == 2 and opened.speakers[1].row == dataset.num_frames
+
+
+def test_a_finished_run_refuses_another_architecture_and_says_which_value(trained, dataset):
+    before = (trained / "run.json").read_text()
+    with pytest.raises(UserError, match="nerf.width=16, not 24"):
+        run.train(load_config("tiny", ["nerf.width=24"]), [dataset], trained)
+    assert (trained / "run.json").read_text() == before
+
+
+def test_a_damaged_speaker_file_is_named(trained):
+    path = trained / "speaker_0.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    try:
+        with pytest.raises(UserError, match="speaker_0.npz"):
+            run.open_run(trained)
+    finally:
+        path.write_bytes(whole)

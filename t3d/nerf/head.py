@@ -62,12 +62,15 @@ class Head(nn.Module):
     def setup(self):
         self.upsampler = Upsampler(self.size, dtype=self.field.dtype)
         self.background = self.param("background", nn.initializers.ones, (self.field.features,))
-        self.latents = self.param(
-            "latents", nn.initializers.normal(0.01), (self.frames, self.latent)
-        )
+        if self.latent:  # an empty array could not be saved
+            self.latents = self.param(
+                "latents", nn.initializers.normal(0.01), (self.frames, self.latent)
+            )
 
     def latent_of(self, frame: jax.Array | None, batch: int) -> jax.Array:
         """Per-frame codes [B, latent] in training; their mean where no frame is given."""
+        if not self.latent:
+            return jnp.zeros((batch, 0))
         if frame is None:
             return jnp.broadcast_to(self.latents.mean(0), (batch, self.latent))
         return self.latents[frame]
@@ -142,11 +145,11 @@ class Head(nn.Module):
         return self.collect(codes, self.latent_of(None, batch), view, rays, key)
 
 
-def buckets(rays: int) -> tuple[int, ...]:
-    """The four capacities a view of `rays` rays is padded to: no recompilation in between."""
-    return tuple(rays * k // 4 for k in (1, 2, 3, 4))
+def capacity_of(active) -> int:
+    """Rays to evaluate per image so that no active one of [T, R] is left out.
 
-
-def bucket(active: int, rays: int) -> int:
-    """The smallest capacity that holds `active` rays."""
-    return next(size for size in buckets(rays) if size >= active)
+    A multiple of an eighth of R, so that few programs are compiled whatever the view.
+    """
+    rays = active.shape[-1]
+    step = max(1, rays // 8)
+    return min(rays, step * -(-int(active.sum(-1).max()) // step))

@@ -42,17 +42,6 @@ class Samples:
     stretch: jax.Array
 
 
-def uniform_guide(near: float, far: float, leading: tuple[int, ...], rays: int) -> Guide:
-    """The paper's sampling: every ray, between two fixed depths, no canonical offset."""
-    shape = (*leading, rays)
-    return Guide(
-        near=jnp.full(shape, near),
-        far=jnp.full(shape, far),
-        offset=jnp.zeros((*shape, 3)),
-        active=jnp.ones(shape, bool),
-    )
-
-
 def head_rays(camera: Camera, head_to_world: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     """Rays of a size × size view in the head's frame: origin [..., 3], direction [..., R, 3]."""
     origin, direction = cameras.rays(camera, size)

@@ -10,7 +10,7 @@ from t3d import codes
 from t3d.camera import Camera
 from t3d.nerf import rays as ray_functions
 from t3d.nerf.field import Field
-from t3d.nerf.head import Head, View, bucket, buckets
+from t3d.nerf.head import Head, View, capacity_of
 from t3d.nerf.rays import Guide
 
 FIELD = Field(width=8, depth=2, features=4, encoding="fourier", octaves=2)
@@ -87,6 +87,8 @@ def test_turning_head_and_camera_together_changes_nothing(params):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_capacity_buckets_hold_what_they_must():
-    assert buckets(64) == (16, 32, 48, 64)
-    assert [bucket(n, 64) for n in (0, 16, 17, 64)] == [16, 16, 32, 64]
+def test_capacity_holds_the_active_rays_in_few_sizes():
+    def active(count):
+        return np.arange(64)[None] < np.array([[count], [1]])
+
+    assert [capacity_of(active(n)) for n in (1, 8, 9, 63, 64)] == [8, 8, 16, 64, 64]
