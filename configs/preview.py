@@ -36,6 +36,6 @@ def get_config(paper: bool = False) -> ConfigDict:
         speech=talker.stage(1_000, 64, 1e-3),
         nerf=talker.stage(2_000, 2, 5e-3),
         au=talker.stage(400, 16, 1e-3),
-        space=talker.stage(900, 4, 2e-3),
+        space=talker.stage(2_000, 4, 2e-3),
     )
     return config

@@ -91,6 +91,7 @@ def get_config(paper: bool = False) -> ConfigDict:
         beta_au=0.25,  # β1 of Eq. 11
         beta_global=0.25,  # β2
         gradient_weight=0.0 if paper else 0.5,
+        feature_weight=0.0 if paper else 3.0,  # what eyes and mouth weigh more in Eq. 11's L1
         renders=0.0 if paper else 0.5,  # share of the field's own renders among the inputs
         render_every=1,  # training frames from one render to the next
     )

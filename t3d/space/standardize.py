@@ -198,11 +198,16 @@ def restart_codes(params: Params, aux: Aux, rng: jax.Array) -> Params:
     return {**params, "params": leaves}
 
 
-def gradient_difference(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Mean absolute difference of the images' [B, H, W, C] horizontal and vertical steps."""
-    across = jnp.diff(a, axis=2) - jnp.diff(b, axis=2)
-    down = jnp.diff(a, axis=1) - jnp.diff(b, axis=1)
-    return jnp.mean(jnp.abs(across)) + jnp.mean(jnp.abs(down))
+def gradient_difference(a: jax.Array, b: jax.Array, weight: jax.Array | None = None) -> jax.Array:
+    """Mean absolute difference of the images' [B, H, W, C] horizontal and vertical steps.
+
+    `weight` [B, H, W, 1], of mean about 1, says where it counts more.
+    """
+    error = a - b
+    across, down = jnp.abs(jnp.diff(error, axis=2)), jnp.abs(jnp.diff(error, axis=1))
+    if weight is not None:
+        across, down = across * weight[:, :, 1:], down * weight[:, 1:]
+    return jnp.mean(across) + jnp.mean(down)
 
 
 def space_loss(
@@ -212,6 +217,7 @@ def space_loss(
     beta_au: float = 0.25,
     beta_global: float = 0.25,
     gradient_weight: float = 0.0,
+    weight: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L_S of Eq. 11; each norm is a mean over its elements, so no size changes the balance.
 
@@ -222,11 +228,13 @@ def space_loss(
         beta_au: β1 of Eq. 11.
         beta_global: β2 of Eq. 11.
         gradient_weight: of `gradient_difference`, which keeps edges sharp; 0 is the paper.
+        weight: [B, s, s, 1] of each pixel, of mean about 1; None is the paper: all alike.
 
     Returns:
         The loss and its terms, with perplexity and usage of both codebooks (means over the AUs).
     """
-    terms = {"l1": jnp.mean(jnp.abs(output - target))}
+    error = jnp.abs(output - target)
+    terms = {"l1": jnp.mean(error if weight is None else error * weight)}
     loss = terms["l1"]
     for name, beta in (("au", beta_au), ("global", beta_global)):
         if name in aux:
@@ -237,6 +245,6 @@ def space_loss(
             terms[f"{name}_usage"] = jnp.mean(found.usage)
             loss += terms[f"{name}_codebook"] + beta * terms[f"{name}_commitment"]
     if gradient_weight:
-        terms["gradient"] = gradient_difference(output, target)
+        terms["gradient"] = gradient_difference(output, target, weight)
         loss += gradient_weight * terms["gradient"]
     return loss, terms

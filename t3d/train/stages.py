@@ -267,6 +267,21 @@ def mouth_map(points68: jax.Array, size: int) -> jax.Array:
     return jnp.exp(-0.5 * (across[:, None, :] ** 2 + down[:, :, None] ** 2))[..., None]
 
 
+def feature_weight(batch: Batch, gain: float) -> jax.Array:
+    """[B, s, s, 1] of mean 1: where a face is told by, its eyes and mouth, weighs `gain` more."""
+    points, size = batch["points68"], batch["image"].shape[1]
+    at = (jnp.arange(size) + 0.5) / size
+    spread = 0.2 * jnp.linalg.norm(points[:, 36] - points[:, 45], axis=-1)[:, None]
+    total = 0.2 + batch["mask"]
+    for part in (slice(36, 42), slice(42, 48), slice(48, 68)):
+        centre = points[:, part].mean(1)
+        across = (at - centre[:, :1]) / (1.2 * spread)
+        down = (at - centre[:, 1:]) / (0.8 * spread)
+        bump = jnp.exp(-0.5 * (across[:, None, :] ** 2 + down[:, :, None] ** 2))
+        total += gain * bump[..., None]
+    return total / total.mean((1, 2, 3), keepdims=True)
+
+
 def _geometry(head: Head, params: Params, codes, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Opacity and depth against the 3DMM at random cameras: silhouette and depth terms.
 
@@ -371,6 +386,7 @@ def _space(config: Any, talker: Talker, facts: Facts) -> Stage:
             settings.beta_au,
             settings.beta_global,
             settings.gradient_weight,
+            feature_weight(batch, settings.feature_weight) if settings.feature_weight else None,
         )
         return total, terms | {"found": found}
 
@@ -381,5 +397,5 @@ def _space(config: Any, talker: Talker, facts: Facts) -> Stage:
         output, _ = standardise(params, frozen, batch["image"])
         return {"truth": batch["image"], "standardised": output}
 
-    fields = ("image", "render", "has_render")
+    fields = ("image", "mask", "points68", "render", "has_render")
     return Stage("space", fields, init, loss, config.stages.space, images, after_step=after_step)
