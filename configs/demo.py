@@ -2,7 +2,7 @@
 
     t3d demo
 
-Two CPU cores, about 12 minutes with synthesis and evaluation.
+Two CPU cores, about 13 minutes with synthesis and evaluation.
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +24,6 @@ def get_config() -> ConfigDict:
         speech=talker.stage(500, 64, 1e-3),
         nerf=talker.stage(500, 2, 5e-3),
         au=talker.stage(150, 16, 1e-3),
-        space=talker.stage(250, 4, 1e-3),
+        space=talker.stage(600, 4, 2e-3),
     )
     return config

@@ -1,9 +1,10 @@
 """The talker at the paper's size: 512² images from HeadNeRF-sized networks.
 
-    t3d train --config talker --data data/cnn2 --workdir runs/cnn2
+    t3d prepare speaker.mp4 --out data/speaker --size 512
+    t3d train --config talker --data data/speaker --workdir runs/speaker
 
 Hardware: a GPU or TPU with 16 GB or more. Time and score: not yet measured.
-`--config.paper=True` sets every deviation from the paper back (README, "From paper to code").
+`--config.paper=True` sets our additions back (README, "How it works: from paper to code").
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +36,13 @@ def get_config(paper: bool = False) -> ConfigDict:
     config.dtype = "float32"  # or bfloat16: of the networks' matrix products
     config.mel_steps = 16  # length of LipNet's and StyleNet's window, 80 a second
 
-    config.sync = dict(width=64, dim=256, judge_width=48, bce_weight=0.2)
+    config.sync = dict(
+        width=64,
+        dim=256,
+        judge_width=48,
+        bce_weight=0.2,  # of Wav2Lip's own loss beside the contrast between windows
+        augment=not paper,  # of faces and mel
+    )
     config.lip = dict(
         width=64,
         bottleneck=32,

@@ -1,7 +1,7 @@
 # Makes (once) and enters the project's environment; sourced by demo.sh and test.sh.
-# An environment that is already active is used as it is, if t3d is installed in it.
+# An environment that is already active is used as it is, if t3d and pytest are installed in it.
 # T3D_VENV names another place for it than .venv.
-if [ -z "${VIRTUAL_ENV:-}" ] || ! python -c 'import t3d' 2>/dev/null; then
+if [ -z "${VIRTUAL_ENV:-}" ] || ! (cd / && python -c 'import t3d, jax, flax, pytest') 2>/dev/null; then
     python=${PYTHON:-python3}
     venv=${T3D_VENV:-.venv}
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then

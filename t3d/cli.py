@@ -44,7 +44,7 @@ def _nearest(given: str, known: Sequence[str]) -> str:
 def _assets(args) -> None:
     from t3d import assets
 
-    if args.action == "list":
+    if args.action in (None, "list"):
         for row in assets.listing():
             where = row["path"] or "missing"
             print(f"{row['name']:<16} {where}\n{'':<16} {row['use']} ({row['licence']})")
@@ -202,7 +202,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument("--json", metavar="FILE", help="write it there")
 
     sub = command("assets", "list, fetch or import model files", _assets)
-    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = sub.add_subparsers(dest="action", metavar="ACTION")
     actions.add_parser("list", help="what there is and where", parents=[debug])
     fetch = actions.add_parser("fetch", help="download from the public homes", parents=[debug])
     fetch.add_argument(

@@ -17,7 +17,7 @@ WIDTHS = {
 
 @struct.dataclass
 class HeadCodes:
-    """What a head is, in units of each basis vector's standard deviation (PAPER.md, Eq. 1).
+    """What a head is, in units of each basis vector's standard deviation (the paper, Eq. 1).
 
     Attributes:
         identity: [..., 100] shape of the person (f_id).

@@ -6,11 +6,13 @@ here, by the networks of the stages before it.
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from t3d import config as configs
 from t3d import talker as talkers
 from t3d.camera import Camera
 from t3d.codes import HeadCodes
-from t3d.data.pipeline import Source, centred_start, to_face
+from t3d.data.pipeline import Source, centred_start, to_face, window_starts
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.errors import UserError
 from t3d.nerf.head import View, capacity_of
@@ -53,7 +55,6 @@ class Speaker:
         identity [100], albedo [100], illumination [27] (mean over training), intrinsics [4].
         identity_face: [96, 96, 3] I_id in [0, 1].
         head_to_world: [N, 4, 4] the recorded pose of the training frames, in order.
-        expression: [79] mean over training.
         scalp: cm of room for hair.
         row: first row of the speaker in the table of per-frame codes.
     """
@@ -66,7 +67,6 @@ class Speaker:
     intrinsics: np.ndarray
     identity_face: np.ndarray
     head_to_world: np.ndarray
-    expression: np.ndarray
     scalp: float
     row: int
 
@@ -119,7 +119,7 @@ def open_run(workdir: str | Path, needed: Iterable[str] = talkers.STAGES) -> Run
         )
     config = configs.from_json(json.dumps(entries["config"]))
     params = {name: checkpoint.load_params(workdir / "params" / name) for name in needed}
-    speakers = _load_speakers(workdir)
+    speakers = _load_speakers(workdir, len(entries["data"]))
     talker = talkers.build(config, entries["rows"], config.nerf.rays**2)
     return Run(workdir, config, talker, params, speakers)
 
@@ -128,13 +128,13 @@ def _save_speakers(workdir: Path, speakers: list[Speaker]) -> None:
     for number, speaker in enumerate(speakers):
         path = workdir / f"speaker_{number}.npz"
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **vars(speaker))
+        np.savez(temporary, **{f.name: getattr(speaker, f.name) for f in fields(speaker)})
         temporary.replace(path)
 
 
-def _load_speakers(workdir: Path) -> list[Speaker]:
+def _load_speakers(workdir: Path, count: int) -> list[Speaker]:
     speakers = []
-    for path in sorted(workdir.glob("speaker_*.npz")):
+    for path in (workdir / f"speaker_{number}.npz" for number in range(count)):
         try:
             with np.load(path, allow_pickle=False) as stored:
                 values = {name: stored[name] for name in stored.files}
@@ -323,17 +323,73 @@ def train(
     """
     if only and only not in talkers.STAGES:
         raise UserError(f"--stage {only}: no such stage; there are {', '.join(talkers.STAGES)}")
-    for dataset in datasets:
-        if config.size > dataset.size:
-            raise UserError(
-                f"{dataset.path}: its images are {dataset.size}² but the config wants "
-                f"{config.size}²; prepare it with --size {config.size}, or --config.size="
-                f"{dataset.size}"
-            )
+    _check_config(config)
+    _check_datasets(config, datasets)
     checkpoint.writable_folder(workdir)
     training = _Training(config, datasets, workdir, log)
     for name in talkers.STAGES if only is None else [only]:
         training.stage(name)
+
+
+CHOICES = {
+    "speech.inputs": talkers.AUDIO_INPUTS,
+    "nerf.encoding": ("planes", "fourier"),
+    "nerf.sampling": ("shell", "uniform"),
+}
+
+
+def _check_config(config: ConfigDict) -> None:
+    """UserError for values that fit their type but no network: before the first step, not later."""
+    for name, choices in CHOICES.items():
+        group, key = name.split(".")
+        if config[group][key] not in choices:
+            near = difflib.get_close_matches(str(config[group][key]), choices, 1, 0.0)[0]
+            raise UserError(
+                f"config.{name}={config[group][key]}: must be one of {', '.join(choices)}; did you "
+                f"mean {near}?"
+            )
+    if config.nerf.sampling == "uniform" and config.nerf.geometry_weight:
+        raise UserError(
+            "config.nerf.geometry_weight: the 3DMM's geometry comes with nerf.sampling=shell; set "
+            "--config.nerf.geometry_weight=0 with uniform sampling"
+        )
+    ratio, patch = config.size / config.nerf.rays, config.space.patch
+    if ratio < 1 or ratio != 2 ** round(math.log2(ratio)):
+        raise UserError(
+            f"config.size={config.size}: must be nerf.rays={config.nerf.rays} doubled once or "
+            "several times"
+        )
+    if patch < 2 or patch & (patch - 1) or config.size % patch:
+        raise UserError(
+            f"config.space.patch={patch}: must be a power of two that divides size={config.size}"
+        )
+
+
+def _check_datasets(config: ConfigDict, datasets: list[SpeakerDataset]) -> None:
+    """UserError for speakers that cannot be learned, or not together."""
+    for dataset in datasets:
+        if config.size > dataset.size:
+            raise UserError(
+                f"{dataset.path}: its images are {dataset.size}² but the config wants "
+                f"{config.size}²; prepare it with --size {config.size}"
+            )
+        for split in ("train", "validation"):
+            if not len(window_starts(dataset.frames(split))[0]):
+                raise UserError(
+                    f"{dataset.path}: its {split} part has no five frames in a row with a face; "
+                    "use a longer clip"
+                )
+    names = [d.name for d in datasets]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"--data: two datasets have one name ({', '.join(names)}); prepare one anew"
+        )
+    priors = [d.meta["prior"] for d in datasets]
+    if len(set(priors)) > 1:
+        raise UserError(
+            f"--data: speakers have different 3D models ({', '.join(priors)}); prepare them with "
+            "one --prior"
+        )
 
 
 class _Training:
@@ -343,7 +399,12 @@ class _Training:
         self.config, self.datasets, self.workdir, self.log = config, datasets, workdir, log
         written = json.loads(configs.to_json(config))
         data = [
-            {"path": str(d.path.resolve()), "name": d.name, "sha256": d.meta["source_sha256"]}
+            {
+                "path": str(d.path.resolve()),
+                "name": d.name,
+                "sha256": d.meta["source_sha256"],
+                "fingerprint": d.meta["fingerprint"],
+            }
             for d in datasets
         ]
         _check_same_run(workdir, written, data)
@@ -366,7 +427,8 @@ class _Training:
         before = talkers.STAGES[: talkers.STAGES.index(name)]
         frozen = open_run(self.workdir, before).params
         done = checkpoint.read_run(self.workdir).get("stages", {}).get(name, {})
-        if done.get("steps", -1) < self.config.stages[name].steps:
+        finished = (self.workdir / "params" / name).is_dir()
+        if not finished or done.get("steps", -1) < self.config.stages[name].steps:
             self._make_arrays(name, frozen)
         talker = talkers.build(self.config, int(self.rows[-1]), self.capacity)
         stage = stages.make_stages(self.config, talker, self.facts)[name]
@@ -412,6 +474,7 @@ class _Training:
             self._need("oracle_codes", partial(self._oracle_codes, frozen))
             self._make_guides()
         if name == "space":
+            self._need("has_render", self._has_render)
             self._need("render", partial(self._renders, frozen))
 
     def _need(self, name: str, make: Callable[[SpeakerDataset, Speaker], np.ndarray]) -> None:
@@ -478,10 +541,19 @@ class _Training:
             arrays[f"novel_{name}"] = self._spread(dataset, frames, novel[name])
         return arrays
 
+    def _has_render(self, dataset: SpeakerDataset, speaker: Speaker) -> np.ndarray:
+        """[T] bool: the frames whose render the space learns from."""
+        chosen = np.zeros(dataset.num_frames, bool)
+        if self.config.space.renders:
+            chosen[dataset.frames("train")[:: self.config.space.render_every]] = True
+        return chosen
+
     def _renders(self, frozen, dataset, speaker) -> np.ndarray:
         """The field's own renders of every few training frames, as the space will meet them."""
+        frames = np.flatnonzero(self._has_render(dataset, speaker))
+        if not len(frames):
+            return np.zeros((dataset.num_frames, self.config.size, self.config.size, 3), np.uint8)
         self.log("space: rendering training frames with the field")
-        frames = dataset.frames("train")[:: self.config.space.render_every]
         style = jax.jit(partial(talkers.style_codes, self._talker()))
         windows = mel_windows(dataset.mel, frames, self.config.mel_steps)
         identity = np.broadcast_to(speaker.identity, (4 * BATCH, 100))
@@ -496,7 +568,6 @@ class _Training:
         light = dataset.track["illumination"][frames]
         parts = render_frames(run, speaker, motion, pose, views, light, standardised=False)
         images = np.concatenate([part["nerf"] for part in parts])
-        self._need("has_render", lambda d, s: self._spread(d, frames, np.ones(len(frames), bool)))
         return self._spread(dataset, frames, images)
 
 
@@ -506,13 +577,20 @@ def _check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:
     Stages still to come may change; so may what only matters at test time.
     """
     before = checkpoint.read_run(workdir)
-    done = [name for name in talkers.STAGES if name in before.get("stages", {})]
+    done = [
+        name
+        for name in talkers.STAGES
+        if name in before.get("stages", {}) and (workdir / "params" / name).is_dir()
+    ]
     if not done:
         return
     remedy = "take another --workdir, or go on with the old value"
-    if [d["sha256"] for d in before["data"]] != [d["sha256"] for d in data]:
+    if [d["fingerprint"] for d in before["data"]] != [d["fingerprint"] for d in data]:
         names = ", ".join(d["name"] for d in before["data"])
-        raise UserError(f"{workdir}: was trained on other data ({names}); {remedy}")
+        raise UserError(
+            f"{workdir}: was trained on other data ({names}, or it was prepared with other "
+            f"settings); {remedy}"
+        )
     for group in (*done, "size", "dtype", "mel_steps", "seed"):
         old, new = before["config"].get(group), config[group]
         old, new = (v if isinstance(v, dict) else {"": v} for v in (old, new))
@@ -573,7 +651,6 @@ def _speaker(dataset: SpeakerDataset, row: int) -> Speaker:
         intrinsics=track["intrinsics"],
         identity_face=face,
         head_to_world=track["head_to_world"][frames],
-        expression=track["expression"][frames].mean(0),
         scalp=float(scalp),
         row=row,
     )

@@ -74,7 +74,9 @@ def test_two_speakers_train_together_with_the_papers_own_choices(dataset, tmp_pa
     config = load_config(
         "tiny", ["paper=True"] + [f"stages.{name}.steps=2" for name in talker.STAGES]
     )
-    run.train(config, [dataset, dataset], tmp_path / "paper")
+    synthesize(tmp_path / "another", seconds=5, views=0, size=64, seed=4)
+    prepare(tmp_path / "another", tmp_path / "other", size=64)
+    run.train(config, [dataset, SpeakerDataset(tmp_path / "other")], tmp_path / "paper")
     opened = run.open_run(tmp_path / "paper")
     assert len(opened.speakers) == 2 and opened.speakers[1].row == dataset.num_frames
 

@@ -28,7 +28,6 @@ def speaker():
         intrinsics=np.array([2.2, 2.2, 0.5, 0.5], np.float32),
         identity_face=np.zeros((96, 96, 3), np.float32),
         head_to_world=poses,
-        expression=np.zeros(79, np.float32),
         scalp=1.0,
         row=0,
     )

@@ -85,7 +85,7 @@ def from_blendshapes(
 def au_accuracy(
     predicted: np.ndarray, true: np.ndarray, units: Sequence[int] = ACTION_UNITS
 ) -> AUAccuracy:
-    """AU Acc (PAPER.md, Table I), per AU and over those that can be judged.
+    """AU Acc (the paper, Table I), per AU and over those that can be judged.
 
     Args:
         predicted: [T, n] 0 or 1 (above 0.5 is on); NaN (no face found) counts as wrong.

@@ -1,4 +1,4 @@
-"""Image quality: SSIM (PAPER.md's [28]) and PSNR, on the host in float64."""
+"""Image quality: SSIM (the paper's [28]) and PSNR, on the host in float64."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 def lmd(
     points: np.ndarray, true_points: np.ndarray, lips: np.ndarray, true_lips: np.ndarray
 ) -> LandmarkDistance:
-    """LMD-79 (PAPER.md's [30] with 79 lip landmarks), raw and with the head aligned.
+    """LMD-79 (the paper's [30] with 79 lip landmarks), raw and with the head aligned.
 
     Alignment lays the rendered head onto the true one by the similarity of their eye corners and
     nose bridges, so that a turn of the head is not counted as a lip error.

@@ -1,4 +1,4 @@
-"""SyncNet confidence (PAPER.md, Table I; Chung & Zisserman's LSE-C and LSE-D)."""
+"""SyncNet confidence (the paper, Table I; Chung & Zisserman's LSE-C and LSE-D)."""
 
 from __future__ import annotations
 

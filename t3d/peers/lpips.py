@@ -1,4 +1,4 @@
-"""LPIPS (PAPER.md's [29]): AlexNet's features, compared through the `lpips` package's heads.
+"""LPIPS (the paper's [29]): AlexNet's features, compared through the `lpips` package's heads.
 
 Weights are read by name from the package's own state dict, from its linear heads (`alex.pth`)
 beside torchvision's AlexNet, or from an .npz of either.

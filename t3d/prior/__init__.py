@@ -1,1 +1,1 @@
-"""PAPER.md II-A, 3D Prior Extraction: the morphable model, its light, its images, its tracking."""
+"""the paper II-A, 3D Prior Extraction: the morphable model, its light, its images, its tracking."""

@@ -1,4 +1,4 @@
-"""The 3DMM encoder network: a face crop -> its codes (PAPER.md II-A; used in II-B on Lip-wav)."""
+"""The 3DMM encoder network: a face crop -> its codes (the paper II-A; used in II-B on Lip-wav)."""
 
 from __future__ import annotations
 

@@ -146,6 +146,7 @@ def fit_scalp(
         covered = [
             guide(shell, e, pose, camera, size)["active"].reshape(size, size)[mask > 0.5].mean()
             for e, pose, mask in zip(expression, head_to_world, masks)
+            if (mask > 0.5).any()
         ]
         if np.mean(covered) >= share:
             return scalp

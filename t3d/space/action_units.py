@@ -1,4 +1,4 @@
-"""The AU encoder of the local semantic space, and its losses (PAPER.md, Eq. 7 and 8)."""
+"""The AU encoder of the local semantic space, and its losses (the paper, Eq. 7 and 8)."""
 
 from __future__ import annotations
 
@@ -106,5 +106,5 @@ def au_dice(
 
 
 def au_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
-    """L_AU = L_bce + L_dice (PAPER.md, below Eq. 8)."""
+    """L_AU = L_bce + L_dice (the paper, below Eq. 8)."""
     return au_bce(logits, labels, weights) + au_dice(logits, labels, weights)

@@ -1,4 +1,4 @@
-"""The query function Q and its codebooks (PAPER.md, Eq. 9 and 10)."""
+"""The query function Q and its codebooks (the paper, Eq. 9 and 10)."""
 
 from __future__ import annotations
 

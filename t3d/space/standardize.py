@@ -1,4 +1,4 @@
-"""The Standardized Space: global encoder, both codebooks, decoder and loss (PAPER.md, II-D)."""
+"""The Standardized Space: global encoder, both codebooks, decoder and loss (the paper, II-D)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StyleNet, FuseNet and their loss (PAPER.md II-B, Eq. 3)."""
+"""StyleNet, FuseNet and their loss (the paper II-B, Eq. 3)."""
 
 from __future__ import annotations
 

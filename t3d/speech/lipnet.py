@@ -1,4 +1,4 @@
-"""LipNet: an identity image and sound -> Lip-wav, the face that says it (PAPER.md II-B).
+"""LipNet: an identity image and sound -> Lip-wav, the face that says it (the paper II-B).
 
 Lip-wav images are focused on the lips: they keep the identity image I_id's head pose and upper
 half. Recorded faces become comparable with them by `align`, which moves a face into I_id's pose.

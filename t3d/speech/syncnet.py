@@ -1,4 +1,4 @@
-"""SyncNet: do five face frames and 0.2 s of sound belong together? (PAPER.md II-B, Eq. 2)"""
+"""SyncNet: do five face frames and 0.2 s of sound belong together? (the paper II-B, Eq. 2)"""
 
 from __future__ import annotations
 

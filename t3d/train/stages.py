@@ -70,7 +70,7 @@ def _sync(config: Any, talker: Talker, facts: Facts) -> Stage:
         keys = jax.random.split(key, 3)
         faces = batch["faces5"]
         sounds = jnp.concatenate([batch["mel16"], batch["mel16_shifted"]])
-        if config.speech.augment:
+        if config.sync.augment:
             faces = augment_faces(keys[0], faces)
             sounds = lipnet.augment_mel(keys[1], sounds)
         face, sound = net.apply(params, faces, sounds, False, rngs={"dropout": keys[2]})
@@ -300,7 +300,9 @@ def _geometry(head: Head, params: Params, codes, batch: Batch) -> tuple[jax.Arra
 def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
     """The radiance field: Eq. 6, and what the 3D prior knows of its geometry."""
     nerf, head = config.nerf, talker.head
-    novel_head = replace(head, capacity=max(1, head.capacity // 3))  # half the rays a side
+    novel_head = replace(
+        head, capacity=max(1, head.capacity // 3)
+    )  # a quarter of the rays, most of them unseen
 
     def init(key, batch):
         motion = Motion(*[jnp.zeros_like(batch["expression"])] * 3)

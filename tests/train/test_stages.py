@@ -1,0 +1,112 @@
+"""The losses that the stages put together, against their equations written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t3d import talker as talkers
+from t3d.config import load_config
+from t3d.train import stages
+
+BATCH, RAYS, SIZE = 2, 16, 32
+
+
+def made(*overrides):
+    config = load_config("tiny", list(overrides))
+    talker = talkers.build(config, frames=4, capacity=RAYS**2)
+    return config, talker, stages.Facts(np.full(5, 0.3), np.zeros((79, 79 * 3)))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    pose = np.diag([1.0, -1, -1, 1]).astype(np.float32)
+    pose[2, 3] = 60
+    near = np.full((BATCH, RAYS**2), 55, np.float32)
+    values = {
+        "image": rng.uniform(size=(BATCH, SIZE, SIZE, 3)),
+        "mask": np.ones((BATCH, SIZE, SIZE, 1)),
+        "points68": rng.uniform(0.3, 0.7, (BATCH, 68, 2)),
+        "mel": rng.normal(size=(BATCH, 16, 80)),
+        "identity": rng.normal(size=(BATCH, 100)),
+        "albedo": rng.normal(size=(BATCH, 100)),
+        "illumination": rng.normal(size=(BATCH, 27)),
+        "intrinsics": np.tile([2.0, 2, 0.5, 0.5], (BATCH, 1)),
+        "head_to_world": np.tile(pose, (BATCH, 1, 1)),
+        "guide_near": near,
+        "guide_far": near + 10,
+        "guide_offset": np.zeros((*near.shape, 3)),
+        "guide_active": np.ones(near.shape, bool),
+        "row": np.arange(BATCH),
+    }
+    codes = ("expression", "lip_codes", "oracle_codes")
+    values |= {name: rng.normal(size=(BATCH, 79)) for name in codes}
+    return {
+        n: jnp.asarray(v, jnp.float32) if v.dtype == np.float64 else v for n, v in values.items()
+    }
+
+
+def test_the_papers_photometric_loss_is_the_mean_squared_error_of_equation_6(batch):
+    config, talker, facts = made("paper=True", "nerf.samples=4")
+    stage = stages.make_stages(config, talker, facts)["nerf"]
+    key = jax.random.key(0)
+    params = stage.init(key, batch)
+    frozen = {
+        "speech": {
+            "style": talker.style.init(key, batch["mel"], batch["identity"]),
+            "fuse": talker.fuse.init(key, batch["lip_codes"], batch["lip_codes"]),
+        }
+    }
+    loss, _ = stage.loss(params, frozen, batch, key, 0)
+    keys = jax.random.split(key)
+    motion = stages.training_motion(config, talker, frozen, batch, keys[0])
+    np.testing.assert_array_equal(motion.speech, batch["lip_codes"])  # LipNet's alone
+    codes = talkers.head_codes(motion, batch["identity"], batch["albedo"], batch["illumination"])
+    image = talker.head.apply(params, codes, stages.view_of(batch), batch["row"], keys[1]).image
+    expected = np.mean((np.asarray(image) - np.asarray(batch["image"])) ** 2)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_feature_weights_have_mean_one_and_peak_at_the_mouth(batch):
+    points = np.full((1, 68, 2), 0.2, np.float32)
+    points[:, 36], points[:, 45] = [0.3, 0.4], [0.7, 0.4]
+    points[:, 48:68] = [0.5, 0.7]
+    given = {
+        "points68": jnp.asarray(points),
+        "image": batch["image"][:1],
+        "mask": batch["mask"][:1],
+    }
+    weight = np.asarray(stages.feature_weight(given, 3.0))[0, ..., 0]
+    np.testing.assert_allclose(weight.mean(), 1.0, rtol=1e-5)
+    mouth = weight[int(0.7 * SIZE), int(0.5 * SIZE)]
+    assert mouth > 2 * np.median(weight)
+
+
+def test_mouth_map_is_one_in_the_middle_of_the_mouth_and_fades():
+    points = np.zeros((1, 68, 2), np.float32)
+    points[:, 48:68] = [0.5, 0.75]
+    points[:, 48], points[:, 54] = [0.4, 0.75], [0.6, 0.75]
+    found = np.asarray(stages.mouth_map(jnp.asarray(points), SIZE))[0, ..., 0]
+    row, column = np.unravel_index(found.argmax(), found.shape)
+    assert abs((row + 0.5) / SIZE - 0.75) < 0.03 and abs((column + 0.5) / SIZE - 0.5) < 0.03
+    assert found.max() > 0.9 and found[2, 2] < 1e-3
+
+
+@pytest.mark.parametrize(
+    "override, word",
+    [
+        ("speech.inputs=entir", "entire"),
+        ("nerf.encoding=plane", "planes"),
+        ("nerf.sampling=shel", "shell"),
+        ("size=40", "nerf.rays"),
+        ("nerf.sampling=uniform", "geometry_weight"),
+    ],
+)
+def test_a_value_that_fits_no_network_is_named_before_anything_is_written(override, word, tmp_path):
+    from t3d import run
+    from t3d.errors import UserError
+
+    with pytest.raises(UserError, match=word):
+        run.train(load_config("tiny", [override]), [], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
