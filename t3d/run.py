@@ -585,7 +585,7 @@ def _check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:
     if not done:
         return
     remedy = "take another --workdir, or go on with the old value"
-    if [d["fingerprint"] for d in before["data"]] != [d["fingerprint"] for d in data]:
+    if [d.get("fingerprint") for d in before["data"]] != [d["fingerprint"] for d in data]:
         names = ", ".join(d["name"] for d in before["data"])
         raise UserError(
             f"{workdir}: was trained on other data ({names}, or it was prepared with other "
