@@ -26,6 +26,7 @@ SHAPES = {
 THRESHOLDS = {10: 0.03, 14: 0.05, 20: 0.03, 25: 0.03, 26: 0.06}
 # An AU on in less than this share of frames is absent, in more than the rest of it constant.
 RARE = 0.05
+MILLISECOND = 0.001  # OpenFace rounds its time stamps to it
 
 
 @struct.dataclass
@@ -118,15 +119,23 @@ def _balanced(right: np.ndarray, true: np.ndarray) -> float:
     return float(0.5 * (right[true].mean() + right[~true].mean()))
 
 
-def read_openface(path: str | Path, units: Sequence[int] = ACTION_UNITS) -> np.ndarray:
-    """AU presence from a CSV of OpenFace's FeatureExtraction.
+def read_openface(
+    path: str | Path, fps: float = 25.0, units: Sequence[int] = ACTION_UNITS
+) -> np.ndarray:
+    """AU presence from a CSV of OpenFace's FeatureExtraction, `fps` labels a second.
 
     Tolerates what its versions and spreadsheets do to the file: blanks around the names, any case,
     a byte-order mark, commas, semicolons or tabs, missing frames, several faces (the one seen
     most often is taken) and missing presence columns (an intensity ≥ 1 of 5 counts as present).
 
+    Args:
+        path: the file.
+        fps: of the labels: each is the nearest row's by time stamp. A file without time stamps, or
+            with one for all, is taken row by row, by frame number.
+        units: the AUs' numbers.
+
     Returns:
-        [T, n] 0 or 1, frame 1 of the file first; NaN where a frame is missing or not tracked.
+        [T, n] 0 or 1, the video's start first; NaN where a frame is missing or not tracked.
 
     Raises:
         UserError: the file is missing, is no such table or lacks one of the AUs.
@@ -138,18 +147,47 @@ def read_openface(path: str | Path, units: Sequence[int] = ACTION_UNITS) -> np.n
         most_seen = max(sorted(set(faces)), key=faces.count)
         rows = [row for row in rows if row["face_id"] == most_seen]
     try:
-        frames = [int(_number(row.get("frame", i + 1))) for i, row in enumerate(rows)]
-        if min(frames) < 1:
-            raise ValueError(f"frame {min(frames)}")
-        labels = np.full((max(frames), len(sources)), np.nan, np.float32)
-        for frame, row in zip(frames, rows, strict=True):
-            if _number(row.get("success", 1)) > 0.5:
-                labels[frame - 1] = [_number(row[name]) >= cut for name, cut in sources]
-    except (ValueError, TypeError) as error:
+        labels = np.array([_presence(row, sources) for row in rows], np.float32)
+        return _at_rate(labels, *_clock(rows, fps), fps)
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path}: a damaged OpenFace table ({error}); run OpenFace's FeatureExtraction again"
         ) from error
-    return labels
+
+
+def _presence(row: Mapping[str, str], sources: Sequence[tuple[str, float]]) -> list[float]:
+    """One frame's AUs; NaN where the face was not tracked."""
+    if _number(row.get("success", row.get("confidence", 1))) <= 0.5:
+        return [np.nan] * len(sources)
+    return [float(_number(row[name]) >= cut) for name, cut in sources]
+
+
+def _clock(rows: Sequence[Mapping[str, str]], fps: float) -> tuple[np.ndarray, float]:
+    """Each row's time, and the time from frame to frame, in seconds."""
+    frames = np.array([int(_number(row.get("frame", i + 1))) for i, row in enumerate(rows)])
+    if frames.min() < 1:
+        raise ValueError(f"frame {frames.min()}")
+    if "timestamp" in rows[0]:
+        times = np.array([_number(row["timestamp"]) for row in rows])
+        if not np.isfinite(times).all() or times.min() < 0:
+            raise ValueError("a time stamp that is none")
+        apart = np.diff(frames) > 0
+        steps = np.diff(times)[apart] / np.diff(frames)[apart]
+        if len(steps) and np.median(steps) > 0:
+            return times, float(np.median(steps))
+    return (frames - 1) / fps, 1 / fps
+
+
+def _at_rate(labels: np.ndarray, times: np.ndarray, step: float, fps: float) -> np.ndarray:
+    """Labels [R, n] taken at `times` [R], `step` apart, at `fps`: the nearest row's, if near."""
+    wanted = np.arange(round((times.max() + step) * fps)) / fps
+    order = np.argsort(times, kind="stable")
+    after = np.clip(np.searchsorted(times[order], wanted), 1, max(1, len(times) - 1))
+    pair = order[np.minimum(np.stack([after - 1, after]), len(times) - 1)]
+    off = np.abs(times[pair] - wanted)
+    nearest = np.where(off[0] <= off[1], pair[0], pair[1])
+    near = off.min(0) <= max(step, 1 / fps) / 2 + MILLISECOND
+    return np.where(near[:, None], labels[nearest], np.nan).astype(np.float32)
 
 
 def _table(path: Path) -> list[dict[str, str]]:

@@ -7,8 +7,6 @@ and in which order, is `t3d.data.landmarks.LIPS79`. Any unit will do as long as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from flax import struct
 
@@ -126,36 +124,3 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a - a.mean(), b - b.mean()
     scale = np.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum() / scale) if scale > 1e-12 else 0.0
-
-
-def block_bootstrap(
-    figure: Callable[..., float],
-    *series: np.ndarray,
-    block: int = 25,
-    n: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Interval of a figure of time series, by resampling blocks of neighbouring frames.
-
-    Args:
-        figure: of the resampled series, each [T, ...], to a number.
-        series: arrays with the same first axis; all are resampled alike.
-        block: frames that stay together (a second: mouths are alike from frame to frame), wrapping
-            around the end.
-        n: resamples.
-        seed: of the resampling.
-        level: of the interval.
-
-    Returns:
-        The lower and the upper percentile.
-    """
-    length = len(series[0])
-    block = min(block, length)
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(0, length, (n, -(-length // block)))
-    rows = (starts[:, :, None] + np.arange(block)) % length
-    rows = rows.reshape(n, -1)[:, :length]
-    figures = [figure(*(np.asarray(s)[r] for s in series)) for r in rows]
-    low, high = np.nanpercentile(figures, [50 * (1 - level), 50 * (1 + level)])
-    return float(low), float(high)

@@ -105,9 +105,83 @@ def test_openface_intensities_serve_where_presence_is_missing(tmp_path):
     np.testing.assert_array_equal(au.read_openface(path), [[0, 1, 1, 0, 0]])
 
 
+REAL = (  # of OpenFace 2.2: blanks before every name and value
+    "frame, face_id, timestamp, confidence, success, gaze_0_x, pose_Rx, AU01_r, AU10_r, AU45_r,"
+    " AU10_c, AU14_c, AU20_c, AU25_c, AU26_c, AU45_c"
+)
+
+
+def _filmed(path, fps, count, skip=()):
+    """A table of a video at `fps` in which AU25 is on in every other tenth of a second."""
+    rows = [
+        f"{i + 1}, 0, {i / fps:.3f}, 0.98, 1, 0.1, -0.2, 0.00, 1.35, 0.00,"
+        f" 0.00, 0.00, 0.00, {float(int(i / fps * 10 + 1e-6) % 2):.2f}, 0.00, 1.00"
+        for i in range(count)
+        if i not in skip
+    ]
+    path.write_text("\n".join([REAL, *rows]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("fps", [25, 30, 30000 / 1001, 50, 60])
+def test_labels_are_those_of_the_moments_whatever_the_videos_rate(tmp_path, fps):
+    labels = au.read_openface(_filmed(tmp_path / "of.csv", fps, round(4 * fps)))
+    assert labels.shape == (100, 5)
+    times = np.arange(100) / 25
+    sure = np.abs((times * 10 + 0.5) % 1 - 0.5) > 10 * (0.5 / fps + 0.002)
+    assert sure.sum() > 20
+    np.testing.assert_array_equal(labels[sure, 3], (times[sure] * 10).astype(int) % 2)
+    assert np.isfinite(labels).all() and set(labels[:, 3]) == {0.0, 1.0}
+
+
+def test_a_video_at_the_labels_rate_is_read_row_by_row(tmp_path):
+    labels = au.read_openface(_filmed(tmp_path / "of.csv", 25, 75), fps=25)
+    expected = (np.arange(75) / 2.5 + 1e-6).astype(int) % 2
+    np.testing.assert_array_equal(labels[:, 3], expected)
+    twice = au.read_openface(_filmed(tmp_path / "of.csv", 25, 75), fps=50)
+    assert len(twice) == 150
+    np.testing.assert_array_equal(twice[::2], labels)
+    halved = au.read_openface(_filmed(tmp_path / "of.csv", 12.5, 38))
+    np.testing.assert_array_equal(halved[:75:2, 3], expected[::2])
+
+
+def test_frames_dropped_from_a_faster_video_are_unknown_and_move_nothing(tmp_path):
+    whole = au.read_openface(_filmed(tmp_path / "whole.csv", 30, 120))
+    holes = au.read_openface(_filmed(tmp_path / "holes.csv", 30, 120, skip=range(60, 90)))
+    lost = np.isnan(holes).all(1)
+    assert lost.nonzero()[0].min() in (50, 51) and 23 <= lost.sum() <= 25
+    np.testing.assert_array_equal(holes[~lost], whole[~lost])
+
+
+def test_time_stamps_that_stand_still_are_no_time_stamps(tmp_path):
+    path = tmp_path / "of.csv"
+    rows = [f"{i},0,0.000,0.9,1,{i % 2},0,0,0,0" for i in range(1, 6)]
+    path.write_text("\n".join([HEAD, *rows]))
+    np.testing.assert_array_equal(au.read_openface(path)[:, 0], [1, 0, 1, 0, 1])
+
+
+def test_the_face_seen_most_is_taken_and_confidence_serves_without_success(tmp_path):
+    path = tmp_path / "of.csv"
+    head = HEAD.replace(" success,", "")
+    rows = ["1,7,0.0,0.9,1,1,1,1,1", "1,2,0.0,0.9,0,0,0,0,1", "2,2,0.04,0.2,0,0,0,0,0"]
+    rows += ["3,2,0.08,0.9,0,1,0,0,0"]
+    path.write_text("\n".join([head, *rows]))
+    labels = au.read_openface(path)
+    np.testing.assert_array_equal(labels[[0, 2]], [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0]])
+    assert np.isnan(labels[1]).all()
+
+
 @pytest.mark.parametrize(
     "text",
-    ["", "frame,AU10_c\n", "frame,AU10_c\n1,0\n", f"{HEAD}\n1,0\n", f"{HEAD}\nx,0,0,0,1,1\n"],
+    [
+        "",
+        "frame,AU10_c\n",
+        "frame,AU10_c\n1,0\n",
+        f"{HEAD}\n1,0\n",
+        f"{HEAD}\nx,0,0,0,1,1\n",
+        f"{HEAD}\n1,0,0.0,0.9,1,1,0,0,1,0\n2,0,0.04,0.9,1,1\n",
+        f"{HEAD}\n1,0,nan,0.9,1,1,0,0,1,0\n2,0,nan,0.9,1,1,0,0,1,0\n",
+    ],
 )
 def test_a_table_that_is_none_is_refused_by_name(tmp_path, text):
     path = tmp_path / "bad.csv"
