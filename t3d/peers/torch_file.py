@@ -96,7 +96,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ADMITTED:
             return _ADMITTED[module, name]
-        if module == "torch" and name in _DTYPES:
+        if module in ("torch", "torch.cuda") and name in _DTYPES:
             return name
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 

