@@ -65,7 +65,12 @@ def report(info: dict) -> str:
 
 def _dataset_lines(info: dict) -> list[str]:
     quality = info["quality"]
-    splits = ", ".join(f"{name} {first}–{end - 1}" for name, (first, end) in info["splits"].items())
+    stored = {name: [pair] for name, pair in info["splits"].items()}
+    splits = ", ".join(
+        f"{name} " + " and ".join(f"{first}–{end - 1}" for first, end in runs)
+        for name, runs in info.get("frames", stored).items()
+    )
+    splits += f" (fold {info['fold']})" if info.get("fold") else ""
     return [
         f"source {info['source']} (sha256 {info['source_sha256']})",
         f"{info['num_frames']} frames at {info['fps']} fps, {info['size']} × {info['size']} pixels",

@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from t3d.data import video
-from t3d.data.speaker_dataset import FACE_SIZE, SpeakerDataset
+from t3d.data.speaker_dataset import FACE_SIZE, SpeakerDataset, runs_of
 from t3d.speech.features import MEL_RATE, mel_window
 
 WINDOW = 5  # frames that the lip-sync networks see at once
@@ -123,9 +123,8 @@ def window_starts(frames: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
         last legal one before it where its run of frames ends; frames of runs shorter than five are
         absent.
     """
-    runs = np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1)
     starts, of = [], {}
-    for run in runs:
+    for run in runs_of(frames):
         if len(run) >= WINDOW:
             last = int(run[-1]) - WINDOW + 1
             starts.append(np.arange(run[0], last + 1))
@@ -140,11 +139,11 @@ class Source:
         frames: list of (speaker index, frame) in order.
     """
 
-    def __init__(self, datasets: Sequence[SpeakerDataset], split: str, fold: int = 0):
-        """Args: datasets; split train, validation or test; fold of the clips under 30 s."""
+    def __init__(self, datasets: Sequence[SpeakerDataset], split: str):
+        """Args: datasets; split train, validation or test."""
         self.datasets = list(datasets)
         self.split = split
-        per_speaker = [d.frames(split, fold if "train" not in d.ranges else 0) for d in datasets]
+        per_speaker = [dataset.frames(split) for dataset in datasets]
         self.frames = [(k, int(f)) for k, frames in enumerate(per_speaker) for f in frames]
         self._windows = [window_starts(frames) for frames in per_speaker]
 

@@ -8,10 +8,14 @@ The folder it makes:
     track.npz      per frame [T, …]: found, points68, lips79 (fractions of the image side),
                    blendshapes [53], expression [79], rotvec [3], translation [3] (cm),
                    head_to_world [4, 4], illumination [27], residual, face_box (cx, cy, side;
-                   fractions), au [5] 0/1, au_intensity [5]; once: identity [100], albedo [100],
+                   fractions), au [5] 0/1 (NaN where OpenFace tracked nothing), au_intensity [5]
+                   (the built-in measure); once: identity [100], albedo [100],
                    intrinsics [4]
     tfds/          array_record files, one example per frame (speaker_dataset.py)
     overview.mp4   video | landmarks | fitted mesh | mask
+
+The splits are blocks of time (speaker_dataset.py). A clip whose turned frames are held out names
+its splits' frames in meta.json, as runs [first, end) under "frames".
 
 meta.json is written last: a folder that has it is complete. Until then finished parts lie in
 parts/, named by what they were made from, and a rerun goes on after them.
@@ -42,6 +46,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from scipy.spatial.transform import Rotation
 
 import t3d
 from t3d.data import framing, overview, quality, video
@@ -50,12 +55,18 @@ from t3d.data.speaker_dataset import (
     EXAMPLE_ARRAYS,
     FACE_SIZE,
     FOLDED,
+    LONG_ENOUGH,
     META,
+    UNDIVIDED,
+    WHOLE,
     decode_image,
     encode_image,
     fold_frames,
     on_white,
+    runs_of,
     split_ranges,
+    turned_frames,
+    turned_splits,
     write_examples,
 )
 from t3d.errors import UserError
@@ -65,7 +76,17 @@ from t3d.prior.morphable import MorphableModel
 from t3d.speech.features import mel
 
 SMALLEST_SHARE = 0.5  # of frames with a face, below which a clip is refused
+FEWEST_TURNED, FEWEST_OTHERS = 25, 100  # frames that make a test of turned ones worth its while
+SLACK = video.FPS  # frames by which OpenFace's table may be longer or shorter than the clip
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What is stored together, {name: (first frame, end)}, and the splits' frames {name: [N]}."""
+
+    ranges: dict[str, tuple[int, int]]
+    frames: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -128,17 +149,31 @@ class Bars:
         update(count, count)
 
 
-def prepare(video, out, prior: str | None = None, size: int = 256, force: bool = False) -> dict:
+def prepare(
+    video,
+    out,
+    prior: str | None = None,
+    size: int = 256,
+    force: bool = False,
+    fold: int | None = None,
+    hold_out_yaw: float | None = None,
+    openface=None,
+) -> dict:
     """Makes a dataset of a talking video, or of a speaker of `t3d synthesize`.
 
     Args:
-        video: a video file, or the folder (or its video.mp4) that `t3d synthesize` made; its truth
-            then stands for the detectors (landmarks, masks), while codes and poses are fitted.
+        video: a video file, or the folder that `t3d synthesize` made: its truth then stands for the
+            detectors (landmarks, masks), while codes and poses are fitted. Its video.mp4 is a video
+            file like any other.
         out: folder to make; a stopped run is continued, a finished one is left as it is.
-        prior: the 3DMM, a name out of t3d.prior.basis.PRIORS; None: 'ict', 'procedural' for a
-            synthetic speaker.
+        prior: the 3DMM, a name out of t3d.prior.basis.PRIORS; None: 'ict', 'procedural' for the
+            folder of a synthetic speaker.
         size: side of the images in pixels.
         force: start again where `out` holds a dataset.
+        fold: 0 to 4, the block that a clip under 30 s is tested on (None: 0).
+        hold_out_yaw: test on the frames turned by more than these degrees from the median yaw, and
+            on nothing else; None: the splits are blocks of time.
+        openface: CSV of OpenFace's FeatureExtraction that the AU labels come from; None: built in.
 
     Returns:
         What meta.json says.
@@ -149,32 +184,82 @@ def prepare(video, out, prior: str | None = None, size: int = 256, force: bool =
     out = Path(out)
     clip = open_clip(Path(video))
     prior = prior or ("procedural" if clip.truth else "ict")
+    _check_splits(clip, clip.frames, fold, hold_out_yaw)
+    labels = None if openface is None else openface_labels(Path(openface), clip)
     settings = {"source": clip.sha256, "prior": prior, "size": size, "t3d": t3d.__version__}
+    settings |= {"fold": fold} if fold else {}
+    settings |= {} if hold_out_yaw is None else {"hold_out_yaw": float(hold_out_yaw)}
+    settings |= {} if openface is None else {"openface": _sha256([Path(openface)])}
     if (meta := _finished(out, settings, force)) is not None:
         return meta
     model = basis.load(prior)
     with _workspace(out) as folder, Bars() as bars:
-        return _Preparation(clip, out, model, settings, Parts(folder), bars).run()
+        return _Preparation(clip, out, model, settings, labels, Parts(folder), bars).run()
 
 
 def open_clip(path: Path) -> Clip:
     """Looks at a source without decoding it; UserError when it is no talking video."""
+    truth = None
     if path.is_dir():
-        path = path / "video.mp4"
+        path, truth = path / "video.mp4", path / "truth.npz"
         if not path.exists():
             raise UserError(
                 f"{path.parent}: a folder without video.mp4; give a video, or a folder made by "
                 "t3d synthesize"
             )
+        truth = truth if truth.exists() else None
     info = video.probe_talking(path)
-    truth = path.parent / "truth.npz"
-    truth = truth if path.name == "video.mp4" and truth.exists() else None
+    sha256 = _sha256([path, *([truth, path.parent / "mask.npz"] if truth else [])])
+    return Clip(path, sha256, info, truth)
+
+
+def _sha256(paths: Iterable[Path]) -> str:
+    """Of some files, one after the other."""
     digest = hashlib.sha256()
-    for part in [path, *([truth, path.parent / "mask.npz"] if truth else [])]:
-        with open(part, "rb") as stream:
+    for path in paths:
+        with open(path, "rb") as stream:
             while block := stream.read(2**20):
                 digest.update(block)
-    return Clip(path, digest.hexdigest(), info, truth)
+    return digest.hexdigest()
+
+
+def _check_splits(clip: Clip, frames: int, fold: int | None, hold_out_yaw: float | None) -> None:
+    """UserError for options that do not go with a clip of so many frames."""
+    if hold_out_yaw is not None:
+        if fold is not None:
+            raise UserError("--fold, --hold-out-yaw: each makes its own test; give one of them")
+        if not 0 < hold_out_yaw < 90:
+            raise UserError(f"--hold-out-yaw {hold_out_yaw:g}: give degrees between 0 and 90")
+    if fold is None:
+        return
+    if fold not in range(len(FOLDED)):
+        raise UserError(f"--fold {fold}: no such fold; give one of 0 to {len(FOLDED) - 1}")
+    if frames >= LONG_ENOUGH * video.FPS:
+        raise UserError(
+            f"{clip.path}: has {frames / video.FPS:.0f} s, and only clips under {LONG_ENOUGH} s "
+            "are tested in folds; leave --fold out"
+        )
+
+
+def openface_labels(path: Path, clip: Clip) -> np.ndarray:
+    """AU labels [T, 5] out of OpenFace's table, NaN where it tracked nothing.
+
+    Raises:
+        UserError: the file is no such table, or not of this clip.
+    """
+    labels = action_units.read_openface(path)
+    if abs(len(labels) - clip.frames) > SLACK:
+        raise UserError(
+            f"{path}: labels {len(labels) / video.FPS:.1f} s, but {clip.path} has "
+            f"{clip.info.duration:.1f} s; run OpenFace's FeatureExtraction on this very video"
+        )
+    known = np.isfinite(labels).all(1).mean()
+    if known < SMALLEST_SHARE:
+        raise UserError(
+            f"{path}: OpenFace tracked a face in {known:.0%} of the frames; run it on a better "
+            "video, or leave --openface out"
+        )
+    return labels
 
 
 def _finished(out: Path, settings: dict, force: bool) -> dict | None:
@@ -216,11 +301,12 @@ def _workspace(out: Path):
 class _Preparation:
     """One run: every method is a part, and is made from the parts above it."""
 
-    def __init__(self, clip, out, model, settings, parts, bars):
+    def __init__(self, clip, out, model, settings, labels, parts, bars):
         self.clip: Clip = clip
         self.out: Path = out
         self.model: MorphableModel = model
         self.settings: dict = settings
+        self.labels: np.ndarray | None = labels
         self.parts: Parts = parts
         self.bars: Bars = bars
 
@@ -232,14 +318,16 @@ class _Preparation:
         frames = self.parts.get("frames", sized, lambda: self._frames(marks))
         seen = _in_crop(marks, frames["box"])
         masks = self.parts.get("masks", sized, lambda: self._masks(seen, frames))
-        track = self.parts.get("track", self.settings, lambda: self._track(seen, frames, masks))
+        splits = self._splits(seen, frames, masks)
+        track = self.parts.get(
+            "track", self.settings, lambda: self._track(seen, frames, masks, splits)
+        )
         sound = self._sound(len(seen["found"]))
-        ranges = split_ranges(len(seen["found"]))
-        meta = self._meta(marks, frames, track, ranges, sound)
+        meta = self._meta(marks, frames, track, splits, sound)
         _write_sound(self.out / "audio.wav", sound)
         write_atomically(self.out / "mel.npy", lambda p: np.save(p, mel(sound)))
         write_atomically(self.out / "track.npz", lambda p: np.savez(p, **track))
-        self._examples(frames, masks, track, ranges, meta["name"])
+        self._examples(frames, masks, track, splits.ranges, meta["name"])
         self._overview(frames, masks, track, sound)
         meta["seconds"] = round(time.monotonic() - started, 1)
         text = json.dumps(meta, indent=1, ensure_ascii=False)
@@ -299,21 +387,62 @@ class _Preparation:
         heads = matting.head_masks(self.bars.over("masks", images, count), points)
         return pack([encode_image(_byte(head), "png") for head in heads])
 
-    def _track(self, seen: Arrays, frames: Arrays, masks: Arrays) -> Arrays:
-        """All per-frame arrays and constants of track.npz."""
-        ranges = split_ranges(len(seen["found"]))
-        train = fold_frames(ranges, "train")
-        fitted = tracker.track(
+    def _splits(self, seen: Arrays, frames: Arrays, masks: Arrays) -> Splits:
+        """In time, or by the head's turn."""
+        count, fold = len(seen["found"]), self.settings.get("fold", 0)
+        if "hold_out_yaw" in self.settings:
+            return self._turned(seen, frames, masks)
+        _check_splits(self.clip, count, fold or None, None)
+        ranges = split_ranges(count)
+        return Splits(ranges, {name: fold_frames(ranges, name, fold) for name in WHOLE})
+
+    def _turned(self, seen: Arrays, frames: Arrays, masks: Arrays) -> Splits:
+        """Splits by the yaw of a first fit, to all frames, that nothing else is taken from."""
+        count, degrees = len(seen["found"]), self.settings["hold_out_yaw"]
+        base = {k: v for k, v in self.settings.items() if k not in ("hold_out_yaw", "openface")}
+        every = np.flatnonzero(seen["found"])
+        yaw = self.parts.get(
+            "yaw",
+            base,
+            lambda: {"yaw": yaw_of(self._fit("head turns", seen, frames, masks, every)["rotvec"])},
+        )["yaw"]
+        yaw = np.where(seen["found"], yaw, np.nan)
+        turned, others = turned_frames(yaw, degrees)
+        remedy = None
+        if len(others) < FEWEST_OTHERS:
+            remedy = f"raise --hold-out-yaw {degrees:g}, or take a longer video"
+        elif len(turned) < FEWEST_TURNED:
+            off = np.sort(np.abs(yaw[every] - np.median(yaw[every])))[-FEWEST_TURNED]
+            remedy = f"take --hold-out-yaw {np.floor(10 * off - 1) / 10:g} or less"
+        if remedy:
+            raise UserError(
+                f"{self.clip.path}: {len(turned)} frames are turned by more than {degrees:g}° from "
+                f"the median yaw, {len(others)} are left to learn from, and {FEWEST_TURNED} and "
+                f"{FEWEST_OTHERS} are the least; {remedy}"
+            )
+        return Splits({UNDIVIDED: (0, count)}, turned_splits(turned, others))
+
+    def _fit(self, title: str, seen: Arrays, frames: Arrays, masks: Arrays, fit_frames) -> Arrays:
+        """The tracker's codes and poses of all frames, constants fitted on some."""
+        return tracker.track(
             self.model,
             SimpleNamespace(**seen),
-            train[seen["found"][train]],
+            fit_frames,
             lambda index: np.stack([decode_image(unpack(frames, k)) for k in index]),
             lambda index: np.stack([decode_image(unpack(masks, k)) for k in index]) / 255,
-            progress=self.bars.bar("3DMM tracking", 1),
+            progress=self.bars.bar(title, 1),
         )
+
+    def _track(self, seen: Arrays, frames: Arrays, masks: Arrays, splits: Splits) -> Arrays:
+        """All per-frame arrays and constants of track.npz."""
+        train = splits.frames["train"]
+        train = train[seen["found"][train]]
+        fitted = self._fit("3DMM tracking", seen, frames, masks, train)
         labels, intensity = action_units.from_blendshapes(
             seen["blendshapes"], self.model.expression_names, seen["points68"]
         )
+        if self.labels is not None:
+            labels = _to_length(self.labels, len(labels))
         return {
             **{k: seen[k] for k in ("found", "points68", "lips79", "blendshapes")},
             **fitted,
@@ -367,10 +496,9 @@ class _Preparation:
         video.write_video(self.out / "overview.mp4", film, sound)
         marker.touch()
 
-    def _meta(self, marks, frames, track, ranges, sound) -> dict:
+    def _meta(self, marks, frames, track, splits: Splits, sound) -> dict:
         fit = quality.fit_quality(self.model, track)
         count = len(track["found"])
-        folded = FOLDED[0] in ranges
         meta = {
             "name": self.out.resolve().name,
             "source": self.clip.path.name,
@@ -383,16 +511,35 @@ class _Preparation:
             "detector": str(marks["detector"]),
             "synthetic": self.clip.truth is not None,
             "crop": [round(float(v), 3) for v in frames["box"]],
-            "splits": {name: list(pair) for name, pair in ranges.items()},
-            "folds": len(FOLDED) if folded else 1,
-            "fitted_on": "train split" + (" of fold 0" if folded else ""),
-            "identity_frame": identity_frame(track, frames, ranges),
+            **self._split_meta(splits),
+            "au_labels": "built in" if self.labels is None else "openface",
+            "identity_frame": identity_frame(track, frames, splits.frames["train"]),
             "quality": fit,
             "versions": _versions(),
         }
         face = float(np.median(track["face_box"][:, 2])) * meta["crop"][2] / framing.FACE_SIDE
         meta["warnings"] = quality.warnings(track, fit, float(marks["others"]), face, sound)
+        unknown = 1 - np.isfinite(track["au"]).all(1).mean()
+        if unknown > 1 - quality.WARN["tracked"]:
+            meta["warnings"].append(
+                f"OpenFace tracked no face in {unknown:.1%} of the frames: none is learned from"
+            )
         return meta
+
+    def _split_meta(self, splits: Splits) -> dict:
+        """What meta.json says of the splits."""
+        meta = {"splits": {name: list(pair) for name, pair in splits.ranges.items()}, "folds": 1}
+        if FOLDED[0] in splits.ranges:
+            fold = self.settings.get("fold", 0)
+            meta |= {"folds": len(FOLDED), "fold": fold}
+            return meta | {"fitted_on": f"train split of fold {fold}"}
+        if UNDIVIDED in splits.ranges:
+            meta["held_out_yaw"] = self.settings["hold_out_yaw"]
+            meta["frames"] = {
+                name: [[int(run[0]), int(run[-1]) + 1] for run in runs_of(frames)]
+                for name, frames in splits.frames.items()
+            }
+        return meta | {"fitted_on": "train split"}
 
 
 def _true_landmarks(path: Path) -> Arrays:
@@ -444,9 +591,19 @@ def _write_sound(path: Path, samples: np.ndarray) -> None:
     write_atomically(path, write)
 
 
-def identity_frame(track: Arrays, frames: Arrays, ranges: dict[str, tuple[int, int]]) -> int:
-    """The training frame that is most frontal, sharp and closed-mouthed: the paper's I_id."""
-    train = fold_frames(ranges, "train")
+def _to_length(labels: np.ndarray, count: int) -> np.ndarray:
+    """Labels [N, n] of `count` frames: cut, or NaN at the end."""
+    padding = np.full((max(0, count - len(labels)), labels.shape[1]), np.nan)
+    return np.concatenate([labels[:count], padding])
+
+
+def yaw_of(rotvec: np.ndarray) -> np.ndarray:
+    """The head's turn to the side [T] in degrees, of rotation vectors [T, 3]."""
+    return Rotation.from_rotvec(rotvec).as_euler("YXZ", degrees=True)[:, 0]
+
+
+def identity_frame(track: Arrays, frames: Arrays, train: np.ndarray) -> int:
+    """The frame out of `train` that is most frontal, sharp and closed-mouthed: the paper's I_id."""
     train = train[track["found"][train]]
     mouth = lips.mouth_opening(track["points68"])
     calm = framing.calm_frames(track["points68"], track["rotvec"], mouth, train)
@@ -470,7 +627,16 @@ def _versions() -> dict[str, str]:
 
 def prepare_command(args) -> None:
     """`t3d prepare`: makes the dataset and reports on it."""
-    meta = prepare(args.video, args.out, args.prior, args.size, args.force)
+    meta = prepare(
+        args.video,
+        args.out,
+        args.prior,
+        args.size,
+        args.force,
+        fold=args.fold,
+        hold_out_yaw=args.hold_out_yaw,
+        openface=args.openface,
+    )
     fit = meta["quality"]
     print(
         f"{args.out}: {meta['num_frames']} frames ({meta['num_frames'] / meta['fps']:.1f} s), "
@@ -481,6 +647,12 @@ def prepare_command(args) -> None:
         f"{fit['reprojection']:.2%} of the outer eye distance (median); fitted against "
         f"detected mouth opening r = {fit['mouth_r']:.3f}"
     )
+    if "frames" in meta:
+        counts = {name: sum(b - a for a, b in runs) for name, runs in meta["frames"].items()}
+        print(
+            f"test: {counts['test']} frames turned by more than {meta['held_out_yaw']:g}° from the "
+            f"median yaw; train: {counts['train']}, validation: {counts['validation']} others"
+        )
     for text in meta["warnings"]:
         print(f"warning: {text}")
     print(f"see {Path(args.out) / 'overview.mp4'}")

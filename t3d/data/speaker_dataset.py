@@ -24,7 +24,10 @@ FACE_SIZE = 96
 BLOCKS = 5
 WHOLE = ("train", "validation", "test")
 FOLDED = tuple(f"block{k}" for k in range(BLOCKS))
+UNDIVIDED = "clip"  # what is stored of a clip whose turned frames are held out: all of it
 LONG_ENOUGH = 30  # seconds: shorter clips are split into blocked folds
+GUARD = 5  # frames left out on both sides of a turned frame that is held out
+VALIDATION = 0.15  # of the frames that are not tested, where the turned ones are
 CACHE_BYTES = 2**29
 
 # Shapes of what one example holds beside its pictures (docs: prepare.py).
@@ -97,9 +100,52 @@ def fold_frames(
     return np.sort(_away(train, held, gap))
 
 
+def turned_frames(yaw: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """The frames of a clip in which the head is turned furthest, and those far from them.
+
+    Args:
+        yaw: [T] degrees; NaN where no face was found: such a frame is in neither.
+        degrees: from the clip's median yaw.
+
+    Returns:
+        The frames [N] turned by more than that, and the others that are not within five of one.
+    """
+    seen = np.flatnonzero(np.isfinite(yaw))
+    beyond = np.abs(yaw[seen] - np.median(yaw[seen])) > degrees
+    turned = seen[beyond]
+    return turned, _away(seen[~beyond], turned, GUARD)
+
+
+def turned_splits(turned: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+    """Splits {train, validation, test: frames} out of the two results of `turned_frames`.
+
+    The turned frames are the test. 15 % of the others validate, in blocks of a second or more, at
+    most five, spread over the clip; the rest trains but for what is within five frames of them.
+    """
+    blocks = int(np.clip(VALIDATION * len(others) // video.FPS, 1, BLOCKS))
+    validation = np.concatenate([_densest(part) for part in np.array_split(others, blocks)])
+    train = _away(np.setdiff1d(others, validation), validation, GUARD)
+    return {"train": train, "validation": validation, "test": turned}
+
+
+def _densest(frames: np.ndarray) -> np.ndarray:
+    """The 15 % of some frames, one after the other, that span the shortest time."""
+    count = round(VALIDATION * len(frames))
+    first = int(np.argmin(frames[count - 1 :] - frames[: len(frames) - count + 1]))
+    return frames[first : first + count]
+
+
 def _away(frames: np.ndarray, others: np.ndarray, gap: int) -> np.ndarray:
     """The frames with at least `gap` frames between them and every one of the others."""
-    return frames[np.abs(frames[:, None] - others[None]).min(1) > gap]
+    near = np.unique(others[:, None] + np.arange(-gap, gap + 1))
+    return frames[~np.isin(frames, near)]
+
+
+def runs_of(frames: np.ndarray) -> list[np.ndarray]:
+    """The frames [N] (ascending) cut into runs of consecutive ones."""
+    if not len(frames):
+        return []
+    return np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1)
 
 
 class Speaker(tfds.core.GeneratorBasedBuilder):
@@ -251,8 +297,13 @@ class SpeakerDataset:
 
     @cached_property
     def ranges(self) -> dict[str, tuple[int, int]]:
-        """{stored split: (first frame, end)}."""
+        """{name of what is stored together: (first frame, end)}; `frames` makes splits of it."""
         return {name: tuple(pair) for name, pair in self.meta["splits"].items()}
+
+    @property
+    def fold(self) -> int:
+        """That the dataset was made for: nothing in it was fitted on this fold's test frames."""
+        return self.meta.get("fold", 0)
 
     @property
     def name(self) -> str:
@@ -269,10 +320,24 @@ class SpeakerDataset:
         """Frames of the clip, those in no split included."""
         return self.meta["num_frames"]
 
-    def frames(self, split: str, fold: int = 0) -> np.ndarray:
-        """The frames [N] of train, validation or test; untracked ones are left out but for test."""
-        chosen = fold_frames(self.ranges, split, fold, self.meta["fps"])
-        return chosen if split == "test" else chosen[self.track["found"][chosen]]
+    def frames(self, split: str) -> np.ndarray:
+        """The frames [N] of train, validation or test, ascending, perhaps with holes.
+
+        Those without a face or with an unknown action unit are left out but for test.
+        """
+        if "frames" in self.meta:
+            chosen = np.concatenate([np.arange(*run) for run in self.meta["frames"][split]])
+        else:
+            chosen = fold_frames(self.ranges, split, self.fold, self.meta["fps"])
+        usable = self.track["found"] & np.isfinite(self.track["au"]).all(-1)
+        return chosen if split == "test" else chosen[usable[chosen]]
+
+    def split_title(self, split: str) -> str:
+        """What the frames of a split are, for a reader: 'test', 'test of fold 2', …"""
+        if "held_out_yaw" in self.meta:
+            side = "beyond" if split == "test" else "within"
+            return f"{split} (yaw {side} {self.meta['held_out_yaw']:g}° of the median)"
+        return split if split in self.ranges else f"{split} of fold {self.fold}"
 
     def example(self, frame: int) -> dict:
         """The stored example of a frame, its pictures still encoded.

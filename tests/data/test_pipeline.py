@@ -5,7 +5,15 @@ import pytest
 
 from t3d.data import pipeline, speaker_dataset
 from t3d.data.pipeline import Source
-from t3d.data.speaker_dataset import SpeakerDataset, encode_image, fold_frames, split_ranges
+from t3d.data.speaker_dataset import (
+    SpeakerDataset,
+    encode_image,
+    fold_frames,
+    runs_of,
+    split_ranges,
+    turned_frames,
+    turned_splits,
+)
 from t3d.errors import UserError
 
 FRAMES, SIZE = 100, 32
@@ -32,6 +40,23 @@ def make_track(rng):
     return track
 
 
+def make_dataset(path, ranges, **said):
+    """A dataset of 4 s whose frame k is grey of level 2 k and whose mel step k is k."""
+    track = make_track(np.random.default_rng(0))
+    speaker_dataset.write_examples(
+        path / "tfds",
+        SIZE,
+        tuple(ranges),
+        lambda split: (make_example(f, track) for f in range(*ranges[split])),
+    )
+    np.savez(path / "track.npz", **track)
+    mel = np.repeat(np.arange(FRAMES * 80 // 25 + 1, dtype=np.float32)[:, None], 80, 1)
+    np.save(path / "mel.npy", mel)
+    meta = dict(name="test", fps=25, size=SIZE, num_frames=FRAMES, splits=ranges, identity_frame=50)
+    (path / "meta.json").write_text(json.dumps(meta | said))
+    return path
+
+
 def make_example(frame, track):
     image = np.full((SIZE, SIZE, 3), 2 * frame, np.uint8)
     mask = np.zeros((SIZE, SIZE), np.uint8)
@@ -53,27 +78,32 @@ def make_example(frame, track):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A dataset of 4 s whose frame k is grey of level 2 k and whose mel step k is k."""
-    path = tmp_path_factory.mktemp("speaker")
-    track = make_track(np.random.default_rng(0))
-    ranges = split_ranges(FRAMES)
-    speaker_dataset.write_examples(
-        path / "tfds",
-        SIZE,
-        tuple(ranges),
-        lambda split: (make_example(f, track) for f in range(*ranges[split])),
-    )
-    np.savez(path / "track.npz", **track)
-    mel = np.repeat(np.arange(FRAMES * 80 // 25 + 1, dtype=np.float32)[:, None], 80, 1)
-    np.save(path / "mel.npy", mel)
-    meta = dict(name="test", fps=25, size=SIZE, num_frames=FRAMES, splits=ranges, identity_frame=50)
-    (path / "meta.json").write_text(json.dumps(meta))
-    return path
+    """One in blocks, made before datasets said which fold they are for."""
+    return make_dataset(tmp_path_factory.mktemp("speaker"), split_ranges(FRAMES))
+
+
+@pytest.fixture(scope="module")
+def third_fold(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("fold"), split_ranges(FRAMES), fold=3)
+
+
+TURNED = {
+    "train": [[0, 12], [17, 40], [66, 73]],
+    "validation": [[78, 90]],
+    "test": [[45, 60], [95, 98]],
+}
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """One whose test are two stretches of turned frames."""
+    said = dict(frames=TURNED, held_out_yaw=12.0)
+    return make_dataset(tmp_path_factory.mktemp("turned"), {"clip": (0, FRAMES)}, **said)
 
 
 @pytest.fixture(scope="module")
 def source(folder):
-    return Source([SpeakerDataset(folder)], "train", fold=0)
+    return Source([SpeakerDataset(folder)], "train")
 
 
 def one(source, fields, **options):
@@ -125,9 +155,86 @@ def test_an_epoch_shows_every_tracked_training_frame_once(source):
     assert sorted(seen) == frames
 
 
-def test_test_split_keeps_untracked_frames(folder):
-    frames = SpeakerDataset(folder).frames("test", 3)
-    np.testing.assert_array_equal(frames, np.arange(60, 80))
+def test_dataset_of_a_fold_has_the_splits_of_that_fold(folder, third_fold):
+    dataset, ranges = SpeakerDataset(third_fold), split_ranges(FRAMES)
+    for split in ("train", "validation"):
+        expected = fold_frames(ranges, split, 3)
+        np.testing.assert_array_equal(dataset.frames(split), expected[expected != 70])
+        assert {f for _, f in Source([dataset], split).frames} == set(dataset.frames(split))
+    assert dataset.split_title("test") == "test of fold 3"
+    assert SpeakerDataset(folder).split_title("test") == "test of fold 0"
+    np.testing.assert_array_equal(SpeakerDataset(folder).frames("test"), np.arange(20))
+
+
+def test_test_split_keeps_untracked_frames(third_fold):
+    np.testing.assert_array_equal(SpeakerDataset(third_fold).frames("test"), np.arange(60, 80))
+
+
+def test_frames_with_unknown_action_units_are_tested_but_not_learned_from(folder):
+    dataset = SpeakerDataset(folder)
+    dataset.track["au"] = dataset.track["au"].copy()
+    dataset.track["au"][[5, 60], 2] = np.nan
+    assert 5 in dataset.frames("test") and 60 not in dataset.frames("train")
+    assert 61 in dataset.frames("train")
+
+
+def test_every_frame_of_splits_in_pieces_is_found(turned):
+    dataset = SpeakerDataset(turned)
+    for split, runs in TURNED.items():
+        expected = [f for first, end in runs for f in range(first, end)]
+        expected = [f for f in expected if split == "test" or f != 70]
+        np.testing.assert_array_equal(dataset.frames(split), expected)
+        for frame in expected:
+            assert dataset.example(frame)["frame"] == frame
+            assert abs(int(dataset.picture(frame, "image")[0, 0, 0]) - 2 * frame) <= 2
+    assert dataset.split_title("test") == "test (yaw beyond 12° of the median)"
+    assert dataset.split_title("train") == "train (yaw within 12° of the median)"
+
+
+def test_windows_of_splits_in_pieces_cross_no_gap(turned):
+    source = Source([SpeakerDataset(turned)], "train")
+    frames = [f for _, f in source.frames]
+    expected = [f for f in range(FRAMES) if all(f + k in frames for k in range(5))]
+    np.testing.assert_array_equal(source._windows[0][0], expected)
+    assert len(expected) == 8 + 19
+    batch = one(source, ("faces5", "window", "frame"))
+    shown = batch["window"][:, None] + np.arange(5)
+    assert np.isin(shown, frames).all()
+    levels = np.round(batch["faces5"].mean((2, 3, 4)) * 255 / 2)
+    np.testing.assert_array_equal(levels, shown)
+
+
+@pytest.mark.parametrize("length", [200, 3000])
+def test_turned_frames_are_the_test_and_nothing_near_them_is_learned(length):
+    rng = np.random.default_rng(length)
+    yaw = 7 + 20 * np.sin(np.arange(length) / 25) + rng.normal(size=length)
+    yaw[50:60] = np.nan
+    test, others = turned_frames(yaw, 18)
+    known = [t for t in range(length) if np.isfinite(yaw[t])]
+    middle = np.median(yaw[known])
+    assert list(test) == [t for t in known if abs(yaw[t] - middle) > 18]
+    near = {t + k for t in test for k in range(-5, 6)}
+    assert list(others) == [t for t in known if t not in near]
+    splits = turned_splits(test, others)
+    train, validation = splits["train"], splits["validation"]
+    np.testing.assert_array_equal(splits["test"], test)
+    assert set(train) | set(validation) <= set(others)
+    assert np.abs(train[:, None] - validation[None]).min() > 5
+    assert len(validation) / len(others) == pytest.approx(0.15, abs=0.01)
+    assert len(others) - len(train) - len(validation) <= 10 * len(runs_of(validation))
+    assert sum(len(run) for run in runs_of(validation) if len(run) >= 5) > 0.9 * len(validation)
+
+
+def test_no_turned_frame_leaves_all_to_learn_from():
+    test, others = turned_frames(np.zeros(200), 10)
+    assert len(test) == 0
+    np.testing.assert_array_equal(others, np.arange(200))
+
+
+def test_runs_are_consecutive_and_whole():
+    runs = runs_of(np.array([3, 4, 5, 9, 11, 12]))
+    assert [list(run) for run in runs] == [[3, 4, 5], [9], [11, 12]]
+    assert runs_of(np.zeros(0, int)) == []
 
 
 def test_image_is_the_frame_on_white(source):

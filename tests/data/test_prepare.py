@@ -7,12 +7,13 @@ import pytest
 import t3d.data.prepare as prepare_module
 from t3d import camera as cameras
 from t3d.data import framing, quality, video
-from t3d.data.parts import Parts, pack, unpack
-from t3d.data.pipeline import Source
-from t3d.data.prepare import prepare
+from t3d.data.parts import Parts, fingerprint, pack, unpack
+from t3d.data.pipeline import Source, window_starts
+from t3d.data.prepare import open_clip, openface_labels, prepare
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.data.synthetic import synthesize
 from t3d.errors import UserError
+from t3d.metrics.action_units import ACTION_UNITS
 
 SIZE = 64
 
@@ -228,6 +229,135 @@ def test_stopped_run_goes_on_after_its_finished_parts(speaker, tmp_path, monkeyp
     monkeypatch.setattr(prepare_module, "write_examples", stop)
     prepare(speaker, out, size=SIZE)
     assert SpeakerDataset(out).num_frames == 50
+
+
+def write_openface(path, labels, lost=(), left_out=()):
+    """A table as OpenFace's FeatureExtraction writes it, blanks and all, with a passer-by."""
+    intensities = ("01", "04", "10", "14", "20", "25", "26", "45")
+    columns = ["frame", "face_id", "timestamp", "confidence", "success", "pose_Rx"]
+    columns += [f"AU{unit}_r" for unit in intensities] + [f"AU{unit}_c" for unit in intensities]
+    lines = [", ".join(columns)]
+
+    def add(frame, face, success, shown):
+        named = {f"{unit:02d}": value for unit, value in zip(ACTION_UNITS, shown)}
+        values = [str(frame + 1), str(face), f"{frame / 25:.3f}", f"{0.98 * success:.2f}"]
+        values += [str(success), "-0.041", *["0.52"] * len(intensities)]
+        values += [f"{named.get(unit, 0):.2f}" for unit in intensities]
+        lines.append(", ".join(values))
+
+    for frame in (f for f in range(len(labels)) if f not in left_out):
+        add(frame, 0, int(frame not in lost), labels[frame])
+        if frame < len(labels) // 4:
+            add(frame, 1, 1, 1 - labels[frame])
+    path.write_text("\r\n".join(lines) + "\r\n")
+    return path
+
+
+def spy_on_the_tracker(monkeypatch):
+    """The list of the frames that each later call may fit the constants on."""
+    track, calls = prepare_module.tracker.track, []
+
+    def spied(model, landmarks, fit_frames, *args, **options):
+        calls.append(fit_frames)
+        return track(model, landmarks, fit_frames, *args, **options)
+
+    monkeypatch.setattr(prepare_module.tracker, "track", spied)
+    return calls
+
+
+def test_options_of_the_splits_change_the_fingerprint_only_when_given(prepared, speaker):
+    meta = json.loads((prepared / "meta.json").read_text())
+    settings = {"source": meta["source_sha256"], "prior": "procedural", "size": SIZE}
+    assert meta["fingerprint"] == fingerprint(settings | {"t3d": meta["versions"]["t3d"]})
+    assert meta["fold"] == 0 and meta["au_labels"] == "built in"
+    assert prepare(speaker, prepared, size=SIZE, fold=0) == meta
+    for options in ({"fold": 1}, {"hold_out_yaw": 5.0}):
+        with pytest.raises(UserError, match="other settings; use --force"):
+            prepare(speaker, prepared, size=SIZE, **options)
+
+
+def test_all_that_is_fitted_for_a_fold_is_fitted_on_its_training_frames(
+    speaker, tmp_path, monkeypatch
+):
+    calls = spy_on_the_tracker(monkeypatch)
+    meta = prepare(speaker, tmp_path / "out", size=SIZE, fold=2)
+    dataset = SpeakerDataset(tmp_path / "out")
+    np.testing.assert_array_equal(dataset.frames("test"), np.arange(20, 30))
+    assert len(calls) == 1
+    np.testing.assert_array_equal(calls[0], dataset.frames("train"))
+    assert calls[0].max() >= 40 and np.abs(calls[0][:, None] - np.arange(20, 40)).min() > 5
+    assert meta["fold"] == 2 and meta["fitted_on"] == "train split of fold 2"
+    assert meta["identity_frame"] in calls[0]
+
+
+def test_held_out_turns_are_the_test_and_openface_gives_the_labels(
+    speaker, truth, tmp_path, monkeypatch
+):
+    out, calls = tmp_path / "out", spy_on_the_tracker(monkeypatch)
+    out.mkdir()
+    yaw = prepare_module.yaw_of(truth["rotvec"])
+    degrees = float(np.percentile(np.abs(yaw - np.median(yaw)), 75))
+    table = write_openface(tmp_path / "face.csv", truth["au"], lost=(3, 4), left_out=(49,))
+    options = dict(size=SIZE, hold_out_yaw=degrees, openface=table)
+    with pytest.raises(UserError, match=r"and 25 and 100 are the least; raise --hold-out-yaw"):
+        prepare(speaker, out, **options)
+    monkeypatch.setattr(prepare_module, "FEWEST_TURNED", 3)
+    monkeypatch.setattr(prepare_module, "FEWEST_OTHERS", 20)
+    with pytest.raises(UserError, match="0 frames are turned") as error:
+        prepare(speaker, out, **options | {"hold_out_yaw": 80})
+    largest = float(str(error.value).split("take --hold-out-yaw ")[1].split()[0])
+    meta = prepare(speaker, out, **options)
+    assert meta["held_out_yaw"] == degrees and meta["au_labels"] == "openface"
+    dataset = SpeakerDataset(out)
+    turn = prepare_module.yaw_of(dataset.track["rotvec"])
+    turn = np.abs(turn - np.median(turn))
+    parts = [dataset.frames(split) for split in ("train", "validation", "test")]
+    assert all(len(part) for part in parts)
+    assert turn[parts[2]].min() > degrees - 1 and np.sort(turn)[-3] > largest - 1
+    learned = np.concatenate(parts[:2])
+    assert turn[learned].max() < degrees + 1
+    assert np.abs(learned[:, None] - parts[2][None]).min() > 5
+    assert len(window_starts(parts[0])[0]) and meta["identity_frame"] in parts[0]
+    np.testing.assert_array_equal(calls[0], np.arange(50))
+    assert len(calls) == 2 and set(parts[0]) <= set(calls[1]) <= set(parts[0]) | {3, 4, 49}
+    known = np.setdiff1d(np.arange(50), (3, 4, 49))
+    np.testing.assert_array_equal(dataset.track["au"][known], truth["au"][known])
+    assert np.isnan(dataset.track["au"][[3, 4, 49]]).all()
+    assert not np.isin([3, 4, 49], learned).any()
+    assert any("OpenFace tracked no face in 6.0%" in text for text in meta["warnings"])
+
+
+def test_openface_tables_of_another_video_or_without_a_face_are_refused(speaker, truth, tmp_path):
+    clip, labels = open_clip(speaker), truth["au"]
+    short = write_openface(tmp_path / "short.csv", labels[:20])
+    with pytest.raises(UserError, match=r"short.csv: labels 0.8 s, but .*video.mp4 has 2.0 s"):
+        openface_labels(short, clip)
+    lost = write_openface(tmp_path / "lost.csv", labels, lost=range(40))
+    with pytest.raises(UserError, match=r"lost.csv: OpenFace tracked a face in 20%"):
+        openface_labels(lost, clip)
+    with pytest.raises(UserError, match=r"none.csv"):
+        openface_labels(tmp_path / "none.csv", clip)
+
+
+def test_splits_that_cannot_be_made_are_refused_before_any_work(speaker, tmp_path, monkeypatch):
+    for options, words in (
+        ({"fold": 5}, "--fold 5: no such fold"),
+        ({"fold": -1}, "--fold -1: no such fold"),
+        ({"fold": 1, "hold_out_yaw": 10}, "give one of them"),
+        ({"hold_out_yaw": 0}, "between 0 and 90"),
+    ):
+        with pytest.raises(UserError, match=words):
+            prepare(speaker, tmp_path / "out", size=SIZE, **options)
+    monkeypatch.setattr(prepare_module, "LONG_ENOUGH", 1)
+    with pytest.raises(UserError, match="video.mp4: has 2 s, and only clips under 1 s"):
+        prepare(speaker, tmp_path / "out", size=SIZE, fold=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_truth_stands_for_the_detectors_only_when_the_folder_is_given(speaker):
+    folder, file = open_clip(speaker), open_clip(speaker / "video.mp4")
+    assert folder.truth == speaker / "truth.npz" and file.truth is None
+    assert folder.path == file.path and folder.sha256 != file.sha256
 
 
 def test_folder_with_other_files_is_left_alone(speaker, tmp_path):
