@@ -32,7 +32,13 @@ from t3d.prior.morphable import MorphableModel
 
 _FOCAL = 2.2  # × image side
 _HEAD_SHARE = 0.58  # of the image's height, chin to hair
-_VIEW_YAWS = (30.0, 15.0, 45.0, 60.0, 5.0)
+_VIEWS = (  # yaw and pitch of the other cameras in degrees
+    *((30, 0), (-30, 0), (15, 0), (-15, 0), (45, 0), (-45, 0)),
+    *((0, 15), (0, -15), (60, 0), (-60, 0)),
+)
+_KEPT = 10  # of so many frames one's depth is stored
+_RELIEF = 0.5  # cm that the surface lies off the model at most
+_RELIEF_WAVE = 8.5  # cm from one swelling to the next
 _METADATA = {"comment": "synthetic media: made by t3d synthesize"}
 EXPRESSION_NAMES = tuple(BLENDSHAPES)
 _CONTROL_RATE = 1000
@@ -551,15 +557,17 @@ def _texel(textures, part, x, y, z):
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _compose(
-    triangle, weight, light, rest, colour, triangles, part, head, centre, textures, image, mask
-):
+    triangle, weight, far, light, rest, colour, triangles, part, head, centre, textures,
+    image, mask, depth,
+):  # fmt: skip
     """Colours a raster of twice the image's size over the background already in `image`.
 
-    image [S, S, 3] float32 in 0..255 and mask [S, S] bool are written.
+    image [S, S, 3] float32 in 0..255, mask [S, S] bool and, where it is true, depth [S, S] (the
+    mean of the raster's `far`) are written.
     """
     for i in range(image.shape[0]):
         for j in range(image.shape[1]):
-            red, green, blue, covered, inside = 0.0, 0.0, 0.0, 0, 0
+            red, green, blue, covered, inside, away = 0.0, 0.0, 0.0, 0, 0, 0.0
             for sub in range(4):
                 si, sj = 2 * i + sub // 2, 2 * j + sub % 2
                 t = triangle[si, sj]
@@ -581,7 +589,9 @@ def _compose(
                     lr += w * light[corner, 0]
                     lg += w * light[corner, 1]
                     lb += w * light[corner, 2]
-                inside += above > 0.0
+                if above > 0.0:
+                    inside += 1
+                    away += far[si, sj]
                 if part[t] != _INSIDE:
                     tr, tg, tb = _texel(textures, part[t], x, y, z)
                     r, g, b = r * tr, g * tg, b * tb
@@ -592,25 +602,35 @@ def _compose(
             image[i, j, 0] = 0.25 * red + rest_of_it * image[i, j, 0]
             image[i, j, 1] = 0.25 * green + rest_of_it * image[i, j, 1]
             image[i, j, 2] = 0.25 * blue + rest_of_it * image[i, j, 2]
-            mask[i, j] = inside >= 2
+            if inside >= 2:
+                mask[i, j], depth[i, j] = True, away / inside
+
+
+class _Drawn(NamedTuple):
+    """A picture, where it shows the head (hair, but no neck), and how far away that is."""
+
+    picture: np.ndarray  # uint8 [S, S, 3]
+    mask: np.ndarray  # bool [S, S]
+    depth: np.ndarray  # float32 [S, S], cm along the camera's z axis, inf outside the mask
 
 
 def _draw(
     surface: _Surface, world: np.ndarray, illumination: np.ndarray, camera: Camera, background
-):
-    """One picture uint8 [S, S, 3] and its head mask [S, S] of world vertices [V, 3]."""
+) -> _Drawn:
+    """The surface with its vertices at `world` [V, 3], seen by a camera."""
     size = len(background)
     normals = _vertex_normals(world, surface.triangles)
     light = shading.sh_basis(normals) @ illumination.reshape(9, 3)
-    uv, depth = cameras.project(camera, world)
-    seen = raster.rasterize(uv * (2 * size), depth, surface.triangles, 2 * size, 2 * size)
+    uv, far = cameras.project(camera, world)
+    seen = raster.rasterize(uv * (2 * size), far, surface.triangles, 2 * size, 2 * size)
     image, mask = background.copy(), np.zeros((size, size), bool)
+    depth = np.full((size, size), np.inf, np.float32)
     _compose(
-        seen.triangle, seen.barycentric, light.astype(np.float32), surface.rest, surface.colour,
-        surface.triangles, surface.part, surface.head, surface.centre, surface.textures,
-        image, mask,
+        seen.triangle, seen.barycentric, seen.depth, light.astype(np.float32), surface.rest,
+        surface.colour, surface.triangles, surface.part, surface.head, surface.centre,
+        surface.textures, image, mask, depth,
     )  # fmt: skip
-    return np.round(image).astype(np.uint8), mask
+    return _Drawn(np.round(image).astype(np.uint8), mask, depth)
 
 
 def _background(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -726,13 +746,34 @@ def _codes(model: MorphableModel, weights: np.ndarray, rng: np.random.Generator)
     }
 
 
+def _displacement(model: MorphableModel, rng: np.random.Generator) -> np.ndarray:
+    """A smooth relief [V, 3] (cm) along the rays from the head's middle, at most _RELIEF high.
+
+    Its root mean square over the face is about two thirds of that. It depends on the direction
+    alone, so lids stay on eyeballs and lips on each other, and it ends below the chin.
+    """
+    radius = np.linalg.norm(model.mean, axis=-1, keepdims=True)
+    direction = model.mean / radius
+    waves = rng.normal(size=(3, 32))
+    waves *= 2.0 * np.pi * np.median(radius) / _RELIEF_WAVE / np.linalg.norm(waves, axis=0)
+    phase = rng.uniform(0.0, 2.0 * np.pi, 32)
+    height = np.cos(direction @ waves + phase).sum(-1, keepdims=True)
+    height /= np.sqrt(np.mean(height[model.region == _region(model, "face")] ** 2))
+    below = model.mean[model.landmarks68[8], 1] - model.mean[:, 1:2]
+    reach = _RELIEF * _smoothstep(1.0 - below / 3.0)
+    return (reach * np.tanh(1.3 * height) * direction).astype(np.float32)
+
+
 def _speaker(prior: str, weights: np.ndarray, size: int, seed: int) -> _Speaker:
     """A person with the mouth weights [T, 53] and everything else drawn from `seed`."""
     rng = np.random.default_rng([seed, 1])
     model = basis.load(prior)
     frames = len(weights)
     truth = _codes(model, _add_face(weights, rng), rng)
+    truth["displacement"] = _displacement(model, np.random.default_rng([seed, 2]))
     shape = morphable.vertices(model, truth["identity"], np.zeros(79, np.float32))
+    shape = shape + truth["displacement"]
+    truth["head_points"] = shape[model.landmarks68]
     albedo = np.clip(morphable.albedo(model, truth["albedo"]), 0.02, 0.95)
     surface = _surface(model, shape, albedo, rng)
     top, chin = surface.rest[: surface.cloth, 1].max(), shape[model.landmarks68[8], 1]
@@ -752,6 +793,7 @@ def _landmarks(speaker: _Speaker, size: int) -> dict[str, np.ndarray]:
     points = morphable.vertices(
         morphable.restrict(model, chosen), truth["identity"], truth["expression"]
     )
+    points = points + truth["displacement"][chosen]
     head_to_world = cameras.head_pose(truth["rotvec"], truth["translation"])
     recorded = cameras.recorded(truth["intrinsics"])
     uv, _ = cameras.project(recorded, cameras.transform(head_to_world, points))
@@ -759,21 +801,20 @@ def _landmarks(speaker: _Speaker, size: int) -> dict[str, np.ndarray]:
     return {"points68": pixels[:, :68], "lips79": pixels[:, 68:]}
 
 
-def _view_cameras(speaker: _Speaker, views: int) -> tuple[list[Camera], np.ndarray]:
-    """The other cameras, on a circle about the head's mean place, and their yaws in degrees."""
+def _view_cameras(speaker: _Speaker, turns: np.ndarray) -> list[Camera]:
+    """Cameras on a sphere about the head's mean place, at yaw and pitch `turns` [K, 2] degrees."""
     truth = speaker.truth
     head_to_world = cameras.head_pose(truth["rotvec"], truth["translation"])
     pivot = cameras.transform(head_to_world, speaker.surface.centre[None])[:, 0].mean(0)
     recorded = cameras.recorded(truth["intrinsics"])
-    yaws = np.array([(-1) ** k * _VIEW_YAWS[k // 2] for k in range(views)], np.float32)
-    return [cameras.orbit(recorded, pivot, float(yaw), 0.0) for yaw in yaws], yaws
+    return [cameras.orbit(recorded, pivot, float(yaw), float(pitch)) for yaw, pitch in turns]
 
 
-def _pictures(speaker: _Speaker, camera: Camera, step: Callable[[], None]) -> Iterator:
-    """(picture, mask) of every frame from a camera, drawn on all cores, in order."""
+def _pictures(speaker: _Speaker, camera: Camera, step: Callable[[], None]) -> Iterator[_Drawn]:
+    """Every frame from a camera, drawn on all cores, in order."""
     illumination = speaker.truth["illumination"]
 
-    def one(frame: int):
+    def one(frame: int) -> _Drawn:
         world = _world_vertices(speaker, frame)
         return _draw(speaker.surface, world, illumination[frame], camera, speaker.background)
 
@@ -821,14 +862,19 @@ def synthesize(
         truth.npz: per frame expression [T, 79], rotvec and translation [T, 3] (`head_pose`),
             illumination [T, 27], points68 [T, 68, 2] and lips79 [T, 79, 2] (pixels), au and
             au_intensity [T, 5], blendshapes [T, 53]; constants identity and albedo [100],
-            intrinsics [4], prior, view_yaw [K] (degrees), view_camera_to_world [K, 4, 4] (the
+            displacement [V, 3] (cm; what the surface lies off the model), head_points [68, 3]
+            (cm; the landmarks in the head's frame, displaced, without expression), intrinsics [4],
+            prior, view_yaw and view_pitch [K] (degrees), view_camera_to_world [K, 4, 4] (the
             intrinsics are shared), phone [P], phone_times [P, 2] (seconds).
         mask.npz: mask [T, size, size] bool, the head with its hair in video.mp4.
+        front.npz (video.mp4) and view_K.npz: of every tenth frame its number, frames [F], mask
+            [F, size, size] bool, and depth [F, size, size] (cm along the camera's z axis, inf
+            outside the head).
 
     Args:
         out: folder to make (an empty one may be there).
         seconds: length, at least 1.
-        views: how many other cameras (yaw ±30°, ±15°, ±45°, …), at most 10.
+        views: how many other cameras (yaw ±30°, ±15°, ±45°, then pitch ±15°, yaw ±60°).
         prior: name of the morphable model.
         size: side of the pictures in pixels.
         seed: another seed is another person saying other things.
@@ -859,8 +905,8 @@ def _check(out: Path, seconds: float, views: int, size: int) -> None:
         raise UserError(f"{out}: exists already; remove it or choose another folder")
     if seconds < 1:
         raise UserError(f"{out}: {seconds} s is too short; ask for at least 1 s")
-    if not 0 <= views <= 2 * len(_VIEW_YAWS):
-        raise UserError(f"{out}: {views} views; ask for 0 to {2 * len(_VIEW_YAWS)}")
+    if not 0 <= views <= len(_VIEWS):
+        raise UserError(f"{out}: {views} views; ask for 0 to {len(_VIEWS)}")
     if size < 32 or size % 2:
         raise UserError(f"{out}: pictures of {size} pixels; ask for an even size of at least 32")
 
@@ -871,12 +917,14 @@ def _write(folder: Path, speaker: _Speaker, audio, phones: list[Phone], views: i
     au, intensity = action_units.from_blendshapes(
         truth["blendshapes"], EXPRESSION_NAMES, truth["points68"]
     )
-    others, yaws = _view_cameras(speaker, views)
+    turns = np.array(_VIEWS[:views], np.float32).reshape(-1, 2)
+    others = _view_cameras(speaker, turns)
     truth |= {
         "au": au,
         "au_intensity": intensity,
         "prior": np.array(speaker.model.name),
-        "view_yaw": yaws,
+        "view_yaw": turns[:, 0],
+        "view_pitch": turns[:, 1],
         "view_camera_to_world": np.array([c.camera_to_world for c in others]).reshape(-1, 4, 4),
         "phone": np.array([phone.symbol for phone in phones]),
         "phone_times": np.array([phone[1:] for phone in phones], np.float32),
@@ -884,16 +932,28 @@ def _write(folder: Path, speaker: _Speaker, audio, phones: list[Phone], views: i
     np.savez_compressed(folder / "truth.npz", **truth)
     with Progress() as progress:
         task = progress.add_task("synthesising", total=(1 + views) * len(truth["expression"]))
-        step = partial(progress.advance, task)
-        masks = []
-
-        def front() -> Iterator[np.ndarray]:
-            for picture, mask in _pictures(speaker, cameras.recorded(truth["intrinsics"]), step):
-                masks.append(mask)
-                yield picture
-
-        write_video(folder / "video.mp4", front(), audio, metadata=_METADATA)
+        film = partial(_film, folder, speaker, audio, partial(progress.advance, task))
+        masks = film("video", "front", cameras.recorded(truth["intrinsics"]))
+        np.savez_compressed(folder / "mask.npz", mask=masks)
         for k, camera in enumerate(others):
-            pictures = (picture for picture, _ in _pictures(speaker, camera, step))
-            write_video(folder / f"view_{k}.mp4", pictures, audio, metadata=_METADATA)
-    np.savez_compressed(folder / "mask.npz", mask=np.stack(masks))
+            film(f"view_{k}", f"view_{k}", camera)
+
+
+def _film(
+    folder: Path, speaker: _Speaker, audio, step, video: str, scan: str, camera: Camera
+) -> np.ndarray:
+    """Writes a camera's `video`.mp4 and what it sees of the head, `scan`.npz; all its masks."""
+    masks, depths = [], []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for frame, drawn in enumerate(_pictures(speaker, camera, step)):
+            masks.append(drawn.mask)
+            if frame % _KEPT == 0:
+                depths.append(drawn.depth)
+            yield drawn.picture
+
+    write_video(folder / f"{video}.mp4", pictures(), audio, metadata=_METADATA)
+    kept = np.arange(0, len(masks), _KEPT, dtype=np.int32)
+    scan_of = {"frames": kept, "mask": np.stack(masks[::_KEPT]), "depth": np.stack(depths)}
+    np.savez_compressed(folder / f"{scan}.npz", **scan_of)
+    return np.stack(masks)
