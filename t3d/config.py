@@ -112,14 +112,21 @@ def _config_folder() -> Path:
     return Path(t3d.__file__).resolve().parents[1] / "configs"
 
 
-def _get_config_function(name_or_path: str) -> Callable[..., ConfigDict]:
+def load_module(name_or_path: str) -> ModuleType:
+    """The Python file of a config, run; UserError when there is none or it cannot be run."""
     path = _config_path(name_or_path)
     try:
-        module = _import(path)
+        return _import(path)
     except Exception as error:
         raise UserError(f"{path}: cannot be run ({type(error).__name__}: {error})") from error
+
+
+def _get_config_function(name_or_path: str) -> Callable[..., ConfigDict]:
+    module = load_module(name_or_path)
     if not callable(getattr(module, "get_config", None)):
-        raise UserError(f"{path}: has no get_config(); write one that returns a ConfigDict")
+        raise UserError(
+            f"{module.__file__}: has no get_config(); write one that returns a ConfigDict"
+        )
     return module.get_config
 
 

@@ -29,7 +29,7 @@ from t3d import talker as talkers
 from t3d.camera import Camera
 from t3d.codes import HeadCodes
 from t3d.data.pipeline import Source, centred_start, to_face, window_starts
-from t3d.data.speaker_dataset import SpeakerDataset
+from t3d.data.speaker_dataset import SpeakerDataset, runs_of
 from t3d.errors import UserError
 from t3d.nerf.head import View, capacity_of
 from t3d.nerf.rays import Guide
@@ -54,7 +54,7 @@ class Speaker:
         name, prior: of the speaker and of its 3DMM.
         identity [100], albedo [100], illumination [27] (mean over training), intrinsics [4].
         identity_face: [96, 96, 3] I_id in [0, 1].
-        head_to_world: [N, 4, 4] the recorded pose of the training frames, in order.
+        head_to_world: [N, 4, 4] the recorded pose of the longest unbroken run of training frames.
         scalp: cm of room for hair.
         row: first row of the speaker in the table of per-frame codes.
     """
@@ -252,7 +252,8 @@ def render_frames(
         standardised: also send the images through the Standardized Space.
 
     Yields:
-        {nerf, standardised: uint8 [n, s, s, 3], alpha: float32 [n, F, F]} of the next n frames.
+        {nerf, standardised: uint8 [n, s, s, 3], alpha, depth: float32 [n, F, F]} of the next n
+        frames; depth is that of the view's camera (cm along z), of no meaning where alpha is small.
     """
     frames = len(head_to_world)
     if illumination is None:
@@ -287,7 +288,7 @@ def _drawer(talker: Talker, standardised: bool) -> Callable:
     def draw(params, codes, view, capacity):
         sized = replace(talker, head=replace(talker.head, capacity=capacity))
         seen = talkers.render(sized, params, codes, view)
-        images = {"nerf": _uint8(seen.image), "alpha": seen.alpha}
+        images = {"nerf": _uint8(seen.image), "alpha": seen.alpha, "depth": seen.depth}
         if standardised:
             images["standardised"] = _uint8(talkers.standardise(sized, params, seen.image)[0])
         return images
@@ -392,40 +393,39 @@ def _check_datasets(config: ConfigDict, datasets: list[SpeakerDataset]) -> None:
         )
 
 
+def record_of(config: ConfigDict, datasets: list[SpeakerDataset]) -> dict:
+    """What run.json says of a run before its first stage: config, data, rows."""
+    data = [
+        {
+            "path": str(d.path.resolve()),
+            "name": d.name,
+            "sha256": d.meta["source_sha256"],
+            "fingerprint": d.meta["fingerprint"],
+        }
+        for d in datasets
+    ]
+    rows = sum(d.num_frames for d in datasets)
+    return {"config": json.loads(configs.to_json(config)), "data": data, "rows": rows}
+
+
 class _Training:
     """Feeds the stages: datasets, and the arrays that earlier stages' networks make."""
 
     def __init__(self, config, datasets, workdir, log):
         self.config, self.datasets, self.workdir, self.log = config, datasets, workdir, log
-        written = json.loads(configs.to_json(config))
-        data = [
-            {
-                "path": str(d.path.resolve()),
-                "name": d.name,
-                "sha256": d.meta["source_sha256"],
-                "fingerprint": d.meta["fingerprint"],
-            }
-            for d in datasets
-        ]
-        _check_same_run(workdir, written, data)
+        record = record_of(config, datasets)
+        _check_same_run(workdir, record["config"], record["data"])
         self.rows = np.cumsum([0] + [d.num_frames for d in datasets])
         self.speakers = [_speaker(d, int(row)) for d, row in zip(datasets, self.rows)]
         _save_speakers(workdir, self.speakers)
-        checkpoint.update_run(
-            workdir,
-            config=written,
-            versions=checkpoint.versions(),
-            rows=int(self.rows[-1]),
-            data=data,
-        )
+        checkpoint.update_run(workdir, **record)
         self.sources = {split: Source(datasets, split) for split in ("train", "validation")}
         self.arrays: dict[str, list[np.ndarray]] = {}
         self.capacity = config.nerf.rays**2
 
     def stage(self, name: str) -> None:
         """Trains one stage, or goes on with it."""
-        before = talkers.STAGES[: talkers.STAGES.index(name)]
-        frozen = open_run(self.workdir, before).params
+        frozen = open_run(self.workdir, talkers.NEEDS[name]).params
         done = checkpoint.read_run(self.workdir).get("stages", {}).get(name, {})
         finished = (self.workdir / "params" / name).is_dir()
         if not finished or done.get("steps", -1) < self.config.stages[name].steps:
@@ -650,7 +650,7 @@ def _speaker(dataset: SpeakerDataset, row: int) -> Speaker:
         illumination=track["illumination"][frames].mean(0),
         intrinsics=track["intrinsics"],
         identity_face=face,
-        head_to_world=track["head_to_world"][frames],
+        head_to_world=track["head_to_world"][max(runs_of(frames), key=len)],
         scalp=float(scalp),
         row=row,
     )

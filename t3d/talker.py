@@ -24,7 +24,17 @@ from t3d.speech.lipnet import LipNet
 from t3d.speech.syncnet import SyncNet
 
 Params = dict[str, Any]
-STAGES = ("sync", "lip", "prior", "speech", "nerf", "au", "space")
+# The stages in order, and whose networks each of them (or its batches) calls.
+NEEDS = {
+    "sync": (),
+    "lip": ("sync",),
+    "prior": ("lip",),
+    "speech": ("lip", "prior"),
+    "nerf": ("lip", "prior", "speech"),
+    "au": (),
+    "space": ("lip", "prior", "speech", "nerf", "au"),
+}
+STAGES = tuple(NEEDS)
 AUDIO_INPUTS = ("disentangled", "speech", "entire")  # the rows of Table II
 
 

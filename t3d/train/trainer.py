@@ -315,10 +315,12 @@ def _settings(stage: Stage, frozen: Frozen, seed: int) -> dict:
 def _changes(old: dict, new: dict) -> str:
     """Names what differs between two settings; empty if nothing does."""
     changed = [] if old["seed"] == new["seed"] else ["seed"]
+    keys = {"config": old["config"].keys() | new["config"].keys(), "frozen": new["frozen"].keys()}
     for group in ("config", "frozen"):
-        keys = old[group].keys() | new[group].keys()
         changed += [
-            f"{group}.{key}" for key in sorted(keys) if old[group].get(key) != new[group].get(key)
+            f"{group}.{key}"
+            for key in sorted(keys[group])
+            if old[group].get(key) != new[group].get(key)
         ]
     return ", ".join(changed)
 
