@@ -1,0 +1,494 @@
+"""The head from elsewhere: how good views are that nobody filmed, or that another camera did.
+
+A synthetic speaker's other cameras are known exactly. A real speaker's views are held against its
+tracked 3DMM, a second tracking, and frames turned further than any the head was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from t3d import camera as cameras
+from t3d import render
+from t3d import run as runs
+from t3d.camera import Camera
+from t3d.data import landmarks, video
+from t3d.data.landmarks import Landmarks
+from t3d.data.speaker_dataset import SpeakerDataset, on_white
+from t3d.errors import UserError
+from t3d.metrics import image, lips, uncertainty
+from t3d.metrics.views import depth_error, mask_iou, similarity3
+from t3d.prior import basis, morphable, raster, shell, tracker
+from t3d.prior.morphable import MorphableModel
+from t3d.run import Run, Speaker
+from t3d.talker import Motion
+
+MOST_FRAMES = 24  # that a view is looked at in
+YAWS = (0.0, 10.0, -10.0, 20.0, -20.0, 30.0, -30.0, 45.0, -45.0)  # degrees: of a real speaker
+BIN = 3.0  # degrees of yaw of the turned frames that were held out
+FINDER_SIZE = 256  # smaller images are enlarged for MediaPipe
+FEWEST_FACES = 8  # that a shape is fitted to
+SAME = 10.0  # of 255: most by which a picture of a film and of its dataset differ, on average
+HAIR = 0.1  # of the room for hair: where there is less of it, a vertex is face
+FRONT = "front"
+Figures = dict[str, float | str]
+Arrays = dict[str, np.ndarray]
+
+
+class Gauge(NamedTuple):
+    """The similarity from a true head's frame to ours: ours = scale · rotation @ true + shift."""
+
+    scale: float
+    rotation: np.ndarray
+    shift: np.ndarray
+
+
+class Drawn(NamedTuple):
+    """Our head in n frames: images uint8 [n, s, s, 3] on white; alpha and depth (cm) [n, F, F]."""
+
+    images: np.ndarray
+    alpha: np.ndarray
+    depth: np.ndarray
+
+
+class Filmed(NamedTuple):
+    """What a true camera saw of the head, with its hair, in n frames.
+
+    Attributes:
+        images: uint8 [n, s, s, 3] on white; masks: [n, s, s] in [0, 1].
+        depth: [n, F, F] cm along the camera's z; seen: [n, F, F] bool; both where our rays are.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    depth: np.ndarray
+    seen: np.ndarray
+
+
+# ---- both
+
+
+def label(yaw: float, pitch: float = 0.0) -> str:
+    """What the figures of a view are named after: 'yaw+30', 'pitch-15', 'yaw+0'."""
+    turned = (f"{name}{a:+.0f}" for name, a in (("yaw", yaw), ("pitch", pitch)) if round(a))
+    return "".join(turned) or "yaw+0"
+
+
+def spread(count: int, most: int = MOST_FRAMES) -> np.ndarray:
+    """At most `most` of the numbers 0 … count − 1, evenly."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+
+
+def turn(head_to_world: np.ndarray, camera_to_world: np.ndarray) -> np.ndarray:
+    """Degrees [...] by which cameras look at heads from the side, of motions [..., 4, 4].
+
+    Positive where the camera stands to the image's right of the face, as `camera.orbit` moves it.
+    """
+    back = cameras.inverse(head_to_world)[..., :3, :3] @ -camera_to_world[..., :3, 2, None]
+    return np.degrees(np.arctan2(back[..., 0, 0], back[..., 2, 0]))
+
+
+def _pick(motion: Motion, rows: np.ndarray) -> Motion:
+    return jax.tree.map(lambda x: x[rows], motion)
+
+
+def _draw(run: Run, speaker: Speaker, motion: Motion, poses, views) -> Drawn:
+    parts = list(runs.render_frames(run, speaker, motion, poses, views))
+    names = ("standardised", "alpha", "depth")
+    return Drawn(*(np.concatenate([part[name] for part in parts]) for name in names))
+
+
+def _hit(drawn: Drawn) -> np.ndarray:
+    """Our depth [n, F, F], infinite where there is no head."""
+    return np.where(drawn.alpha > 0.5, drawn.depth, np.inf)
+
+
+def _summary(series: Arrays) -> Figures:
+    """Mean and 95 % interval of each series [n], over the frames that have a value."""
+    figures: Figures = {}
+    for name, values in series.items():
+        known = values[np.isfinite(values)]
+        if known.size:
+            low, high = uncertainty.interval(np.mean, known)
+            figures |= {name: float(known.mean()), f"{name}_low": low, f"{name}_high": high}
+        else:
+            figures[name] = "not available: nothing of the head is seen"
+    return figures
+
+
+def _under(prefix: str, figures: Figures) -> Figures:
+    return {f"views/{prefix}/{name}": value for name, value in figures.items()}
+
+
+# ---- synthetic speakers: other cameras
+
+
+def synthetic(
+    run: Run, speaker: Speaker, dataset: SpeakerDataset, frames: np.ndarray, folder: Path
+) -> Figures:
+    """Our head from every camera that filmed a synthetic speaker, against what it filmed.
+
+    The true world becomes ours by one similarity, that of the landmarks at rest (`gauge_of`): a
+    head of the wrong shape is seen to be wrong. Ours hears the sound and has the mean light of
+    training; no pixel or pose of these frames. The recorded picture, put in place of ours, says
+    what a view is worth that was not made at all.
+
+    Args:
+        frames: [T] of a split, in order; at most 24 of those whose depth is stored are compared.
+        folder: of `t3d synthesize`; the dataset was made of it, or of its video.mp4.
+
+    Returns:
+        'views/LABEL/NAME' of each camera, with intervals: psnr (dB) and ssim over the true head,
+        iou of the masks, depth_cm (true centimetres, where both see the head); front_psnr,
+        front_ssim and front_iou of the recorded picture. Also views/frames, views/scale (ours
+        over the true size) and views/fit_mm (how far our landmarks are off the true ones, RMS).
+
+    Raises:
+        UserError: the folder is not of `t3d synthesize`, or another speaker's.
+    """
+    truth = _truth(folder)
+    known = frames[np.isin(frames, _stored(folder, FRONT)["frames"])]
+    if not len(known):
+        raise UserError(f"{folder}: none of its depth maps lies in this split; use a longer clip")
+    chosen = known[spread(len(known))]
+    see = partial(_filmed, folder, dataset.meta["crop"], run.config, chosen)
+    front = see(FRONT)
+    _check_same_speaker(folder, dataset, chosen[0], front)
+    motion = runs.motion_of(run, speaker, dataset.mel, frames)
+    motion = _pick(motion, np.searchsorted(frames, chosen))
+    gauge, off = gauge_of(truth["head_points"], rest_points(speaker))
+    filmed_poses = cameras.head_pose(truth["rotvec"][chosen], truth["translation"][chosen])
+    poses = np.broadcast_to(speaker.still_pose, filmed_poses.shape).astype(np.float32)
+    lens = cropped(truth["intrinsics"], dataset.meta["crop"], _side(folder))
+    figures: Figures = {"views/frames": len(chosen), "views/scale": gauge.scale}
+    figures["views/fit_mm"] = 10 * off
+    for name, camera, title in _cameras(truth):
+        views = (poses @ camera_to_head(gauge, filmed_poses, camera)).astype(np.float32)
+        drawn = _draw(run, replace(speaker, intrinsics=lens), motion, poses, views)
+        filmed = front if name == FRONT else see(name)
+        series = against(drawn, filmed, gauge.scale)
+        if name != FRONT:
+            series |= recorded_against(front, filmed)
+        figures |= _under(title, _summary(series))
+    return figures
+
+
+def gauge_of(true_points: np.ndarray, our_points: np.ndarray) -> tuple[Gauge, float]:
+    """The similarity between two heads of one person, by their landmarks at rest [N, 3] each.
+
+    Returns:
+        The gauge and the RMS distance that is left, in the true head's unit.
+    """
+    gauge = Gauge(*similarity3(true_points, our_points))
+    moved = gauge.scale * true_points @ gauge.rotation.T + gauge.shift
+    off = np.sqrt(np.square(moved - our_points).sum(-1).mean())
+    return gauge, float(off / gauge.scale)
+
+
+def rest_points(speaker: Speaker) -> np.ndarray:
+    """The 68 landmarks [68, 3] (cm, head frame) of a speaker's tracked shape, face at rest."""
+    model = basis.load(speaker.prior)
+    small = morphable.restrict(model, model.landmarks68)
+    return np.asarray(morphable.vertices(small, speaker.identity, np.zeros(79, np.float32)))
+
+
+def camera_to_head(gauge: Gauge, head_to_world: np.ndarray, camera: np.ndarray) -> np.ndarray:
+    """A true camera in our head's frame [n, 4, 4].
+
+    Args:
+        head_to_world: [n, 4, 4] true poses; camera: [4, 4] true camera_to_world. Pictures of our
+        head by the result have the true ones' perspective; its depths are `gauge.scale` as long.
+    """
+    local = cameras.inverse(head_to_world) @ camera
+    place = gauge.scale * local[:, :3, 3] @ gauge.rotation.T + gauge.shift
+    return cameras.rigid(gauge.rotation @ local[:, :3, :3], place)
+
+
+def cropped(intrinsics: np.ndarray, crop, side: int) -> np.ndarray:
+    """Intrinsics [4] (fractions) of a part `crop` = (cx, cy, length) pixels of a side² picture."""
+    cx, cy, length = crop
+    corner = np.array([cx - length / 2, cy - length / 2])
+    focal, centre = np.asarray(intrinsics[:2]), np.asarray(intrinsics[2:])
+    return np.concatenate([focal * side, centre * side - corner]).astype(np.float32) / length
+
+
+def against(drawn: Drawn, filmed: Filmed, scale: float) -> Arrays:
+    """psnr, ssim, iou, depth_cm [n] of our view against the filmed one; scale: ours over true."""
+    alike = image.image_series(drawn.images, filmed.images, filmed.masks)
+    return {
+        "psnr": alike["psnr_head"],
+        "ssim": alike["ssim_head"],
+        "iou": mask_iou(drawn.alpha, filmed.seen),
+        "depth_cm": depth_error(_hit(drawn) / scale, filmed.depth, filmed.seen)[0],
+    }
+
+
+def recorded_against(front: Filmed, filmed: Filmed) -> Arrays:
+    """front_psnr, front_ssim and front_iou [n] of the recorded picture as if it were the view."""
+    alike = image.image_series(front.images, filmed.images, filmed.masks)
+    return {
+        "front_psnr": alike["psnr_head"],
+        "front_ssim": alike["ssim_head"],
+        "front_iou": mask_iou(front.seen, filmed.seen),
+    }
+
+
+def _truth(folder: Path) -> Arrays:
+    return _load(folder / "truth.npz", ("head_points", "view_yaw", "view_pitch"))
+
+
+def _stored(folder: Path, name: str) -> Arrays:
+    return _load(folder / f"{name}.npz", ("frames", "depth", "mask"))
+
+
+def _load(path: Path, needed: tuple[str, ...]) -> Arrays:
+    remedy = "give the folder of a speaker that this t3d synthesize made"
+    if not path.exists():
+        raise UserError(f"{path}: not there; {remedy}")
+    with np.load(path, allow_pickle=False) as stored:
+        if missing := [name for name in needed if name not in stored.files]:
+            raise UserError(f"{path}: holds no {', '.join(missing)}; {remedy}")
+        return {name: stored[name] for name in stored.files}
+
+
+def _side(folder: Path) -> int:
+    return _stored(folder, FRONT)["mask"].shape[-1]
+
+
+def _cameras(truth: Arrays) -> Iterator[tuple[str, np.ndarray, str]]:
+    """(name of its files, camera_to_world [4, 4], label) of the recorded and all other cameras."""
+    yield FRONT, np.eye(4, dtype=np.float32), label(0)
+    for k, angles in enumerate(zip(truth["view_yaw"], truth["view_pitch"])):
+        yield f"view_{k}", truth["view_camera_to_world"][k], label(*map(float, angles))
+
+
+def _filmed(folder: Path, crop, config, frames: np.ndarray, name: str) -> Filmed:
+    """What a camera saw in `frames`, cut as the dataset cuts the recorded one."""
+    stored, size = _stored(folder, name), config.size
+    rows = np.searchsorted(stored["frames"], frames)
+    heads = stored["mask"][rows]
+    masks = np.stack([video.crop(head * np.uint8(255), crop, size, 0) for head in heads])
+    film = folder / ("video.mp4" if name == FRONT else f"{name}.mp4")
+    images = [video.crop(i, crop, size) for i in _frames_of(film, frames)]
+    at = partial(_sampled, crop=crop, size=config.nerf.rays)
+    return Filmed(
+        np.stack([on_white(i, m) for i, m in zip(images, masks, strict=True)]),
+        masks / 255.0,
+        at(stored["depth"][rows]).astype(np.float32),
+        at(heads),
+    )
+
+
+def _frames_of(film: Path, frames: np.ndarray) -> Iterator[np.ndarray]:
+    wanted = set(frames.tolist())
+    for number, picture in enumerate(video.read_frames(film)):
+        if number in wanted:
+            yield picture
+        if number >= frames[-1]:
+            return
+
+
+def _sampled(maps: np.ndarray, crop, size: int) -> np.ndarray:
+    """Maps [n, S, S] at the pixel middles [n, size, size] of their part `crop`, the nearest value;
+    outside the picture that of its edge."""
+    cx, cy, length = crop
+    middles = (np.arange(size) + 0.5) / size * length - length / 2
+    columns, rows = (
+        np.clip(np.floor(c + middles), 0, maps.shape[-1] - 1).astype(int) for c in (cx, cy)
+    )
+    return maps[:, rows[:, None], columns]
+
+
+def _check_same_speaker(folder: Path, dataset: SpeakerDataset, frame: int, front: Filmed) -> None:
+    """UserError unless the recorded film holds the dataset's pictures."""
+    picture = dataset.picture(frame, "image", front.images.shape[1])
+    off = np.abs(picture.astype(float) - front.images[0]).mean(-1)[front.masks[0] > 0.99]
+    if not off.mean() < SAME:
+        raise UserError(
+            f"{folder}: is not the speaker that {dataset.path} was made of; give that one's folder"
+        )
+
+
+# ---- real speakers
+
+
+def real(
+    run: Run, speaker: Speaker, dataset: SpeakerDataset, motion: Motion, frames: np.ndarray
+) -> Figures:
+    """What can be said of a real speaker's views, whom no other camera filmed.
+
+    The head holds still, at most 24 moments of the motion are drawn from every side, and compared
+    with the tracked 3DMM; then MediaPipe looks for the face and the tracker fits shape and pose
+    anew, as if the pictures were all there is of that person.
+
+    Args:
+        motion: of the frames [T] of a split.
+
+    Returns:
+        'views/yaw+20/NAME' and so on: iou of our silhouette with the bare 3DMM's (which hair that
+        has a density of its own lowers), covered (share of the 3DMM that is covered), depth_cm
+        over the face, off the 3DMM's, each with an interval; found (share of faces found),
+        yaw_error (degrees, the recovered less the asked yaw), identity_mm (RMS distance of the
+        recovered shape from the run's, over the face), mouth_r (the mouth opening against that at
+        yaw 0, with its interval).
+        Landmarks of the 3DMM itself come back within 1° and 1.5 mm at any yaw: the rest is ours
+        and MediaPipe's. Where turned frames were held out, also those of `held_out`.
+    """
+    some = spread(len(frames))
+    at, model, rays = _pick(motion, some), basis.load(speaker.prior), run.config.nerf.rays
+    calm, figures = None, {"views/frames": len(some)}
+    for yaw in YAWS:
+        poses, views = render.pose_track(speaker, len(some), f"yaw={yaw:g},pitch=0")
+        drawn = _draw(run, speaker, at, poses, views)
+        series = against_mesh(drawn, *_mesh(speaker, at.expression, poses, views, rays))
+        seen = _detect(drawn.images)
+        calm = seen if calm is None else calm
+        again = round_trip(model, seen, drawn, turn(poses, views), speaker.identity)
+        figures |= _under(label(yaw), _summary(series) | again | _mouth(calm, seen))
+    if "held_out_yaw" in dataset.meta:
+        figures |= held_out(run, speaker, dataset, motion, frames)
+    return figures
+
+
+def against_mesh(drawn: Drawn, mesh: np.ndarray, face: np.ndarray) -> Arrays:
+    """iou, covered and depth_cm [n] of our view against the bare 3DMM.
+
+    Args:
+        mesh: [n, F, F] its depth, infinite beside it; face: [n, F, F] bool, its hairless part.
+    """
+    ours, there = _hit(drawn), np.isfinite(mesh)
+    return {
+        "iou": mask_iou(np.isfinite(ours), there),
+        "covered": depth_error(ours, mesh, there)[1],
+        "depth_cm": depth_error(ours, mesh, face)[0],
+    }
+
+
+def _mesh(speaker: Speaker, expression, poses, views, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and face [n, size, size] of the tracked 3DMM in motion."""
+    head = speaker.shell
+    room = np.linalg.norm(head.outward, axis=-1) - shell.FACE_MARGIN
+    face = (room < HAIR * speaker.scalp)[head.triangles].all(1)
+    moved = expression[:, : len(head.expression_basis)] @ head.expression_basis
+    depths, faces = [], []
+    for offset, pose, view in zip(moved, poses, views, strict=True):
+        surface = cameras.transform(pose, head.neutral + offset.reshape(-1, 3))
+        uv, depth = cameras.project(Camera(speaker.intrinsics, view), surface)
+        seen = raster.rasterize(uv * size, depth, head.triangles, size, size)
+        depths.append(seen.depth)
+        faces.append(face[seen.triangle] & (seen.triangle >= 0))
+    return np.stack(depths), np.stack(faces)
+
+
+def _detect(images: np.ndarray) -> Landmarks:
+    """The face in each image uint8 [n, s, s, 3] on its own; its points as fractions of the side."""
+    side = max(images.shape[1], FINDER_SIZE)
+    large = (i if side == len(i) else video.resize(i, side) for i in images)
+    seen = landmarks.detect(large, video=False)
+    return Landmarks(
+        seen.found, seen.points68 / side, seen.lips79 / side, seen.blendshapes, seen.others
+    )
+
+
+def round_trip(
+    model: MorphableModel, seen: Landmarks, drawn: Drawn, asked: np.ndarray, identity: np.ndarray
+) -> Figures:
+    """Tracks drawn frames as if they were filmed: found, yaw_error (degrees), identity_mm.
+
+    Args:
+        seen: the faces in the images, points as fractions of their side; asked: [n] yaws (degrees)
+        they were drawn at; identity: [100] they were drawn with.
+    """
+    found = np.asarray(seen.found, bool)
+    figures: Figures = {"found": float(found.mean())}
+    if found.sum() < FEWEST_FACES:
+        words = f"not available: a face was found in {found.sum()} of {len(found)} frames"
+        return figures | {"yaw_error": words, "identity_mm": words}
+    tracked = tracker.track(
+        model,
+        seen,
+        np.flatnonzero(found),
+        lambda rows: drawn.images[rows],
+        lambda rows: drawn.alpha[rows],
+    )
+    yaws = turn(tracked["head_to_world"], np.eye(4, dtype=np.float32))
+    figures["yaw_error"] = float((yaws - asked)[found].mean())
+    figures["identity_mm"] = identity_distance(model, tracked["identity"], identity)
+    return figures
+
+
+def identity_distance(model: MorphableModel, found: np.ndarray, known: np.ndarray) -> float:
+    """RMS distance (mm) between two shapes' faces at rest, size and place apart.
+
+    Args:
+        found, known: [100] identity codes; the distance is at the second one's size.
+    """
+    face = np.flatnonzero(model.region == model.region_names.index("face"))
+    small = morphable.restrict(model, face)
+    theirs, ours = (
+        np.asarray(morphable.vertices(small, code, np.zeros(79, np.float32)), np.float64)
+        for code in (found, known)
+    )
+    gauge, off = gauge_of(theirs, ours)
+    return 10 * off * gauge.scale
+
+
+def _mouth(calm: Landmarks, seen: Landmarks) -> Figures:
+    """mouth_r: how the mouth opening goes with that of other pictures of the same moments."""
+    openings = lips.against_truth(*(lips.mouth_opening(s.points68) for s in (calm, seen)))
+    if not openings[0].size:
+        return {"mouth_r": "not available: no face was found at yaw 0"}
+    low, high = uncertainty.interval(lips.pearson, *openings)
+    return {"mouth_r": lips.pearson(*openings), "mouth_r_low": low, "mouth_r_high": high}
+
+
+# ---- real speakers: frames turned further than any trained on
+
+
+def held_out(
+    run: Run, speaker: Speaker, dataset: SpeakerDataset, motion: Motion, frames: np.ndarray
+) -> Figures:
+    """Our head in the recorded poses of frames that were held out for their yaw.
+
+    Args:
+        motion: of the frames [T], which are turned by more than meta['held_out_yaw'] degrees.
+
+    Returns:
+        'views/held_out_12_15/NAME' for each BIN of degrees off the clip's median yaw, and, of
+        validation frames, 'views/held_out_0_12/NAME': ssim and psnr (dB) over the head with
+        intervals, and the number of frames (at most 24 are drawn).
+    """
+    limit = float(dataset.meta["held_out_yaw"])
+    usual = dataset.frames("validation")
+    calm = runs.motion_of(run, speaker, dataset.mel, usual)
+    figures = _under(f"held_out_0_{limit:g}", _recorded(run, speaker, dataset, calm, usual))
+    yaws = turn(dataset.track["head_to_world"], np.eye(4, dtype=np.float32))
+    off = np.abs(yaws - np.median(yaws[dataset.track["found"]]))[frames]
+    number = np.floor((off - limit) / BIN).clip(0).astype(int)
+    for k in np.unique(number):
+        rows = np.flatnonzero(number == k)
+        title = f"held_out_{limit + BIN * k:g}_{limit + BIN * (k + 1):g}"
+        part = _recorded(run, speaker, dataset, _pick(motion, rows), frames[rows])
+        figures |= _under(title, part)
+    return figures
+
+
+def _recorded(run, speaker, dataset, motion: Motion, frames: np.ndarray) -> Figures:
+    some = spread(len(frames))
+    chosen, size = frames[some], run.config.size
+    poses = dataset.track["head_to_world"][chosen]
+    views = np.broadcast_to(np.eye(4, dtype=np.float32), poses.shape)
+    drawn = _draw(run, speaker, _pick(motion, some), poses, views)
+    truth, masks = (
+        np.stack([dataset.picture(f, kind, size) for f in chosen]) for kind in ("head", "mask")
+    )
+    alike = image.image_series(drawn.images, truth, masks / 255.0)
+    series = {"ssim": alike["ssim_head"], "psnr": alike["psnr_head"]}
+    return _summary(series) | {"frames": len(chosen)}
