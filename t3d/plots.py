@@ -1,0 +1,202 @@
+"""The pictures of a report: sheets of frames, a film side by side, curves and bars."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from textwrap import wrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from t3d.data import video
+
+CELL, MARGIN, LINE = 144, 150, 22  # pixels of a sheet: a picture, the titles at its left, a line
+LETTERS = 19  # of a title at the left, in a line
+MOMENTS = 8
+FILM_SIDES = 256, 384  # pixels of a picture in the film: least, most
+CURVE_SECONDS = 20.0
+BINS = 100  # of the sound's wave a second
+# Okabe and Ito's colours, told apart by colour-blind people, and a line style for each.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+STYLES = ("-", "-", "--", "-.", ":")
+WIDTHS = (2.6, 1.2, 1.2)  # of curves: the truth is seen below one that equals it
+Row = tuple[str, np.ndarray, Sequence[str]]  # title, pictures [n, s, s, 3], labels or none
+
+
+def moments(opening: np.ndarray, count: int = MOMENTS) -> np.ndarray:
+    """Frames [count] with the mouth closed and open in turn, one pair for each part of the time.
+
+    Args:
+        opening: [T], NaN where unknown.
+    """
+    parts = np.array_split(np.arange(len(opening)), count // 2)
+    low, high = (np.where(np.isnan(opening), end, opening) for end in (np.inf, -np.inf))
+    pairs = [(p[np.argmin(low[p])], p[np.argmax(high[p])]) for p in parts if len(p)]
+    return np.array(pairs, int).reshape(-1)
+
+
+def strip(images: Sequence[np.ndarray], titles: Sequence[str], side: int = CELL) -> np.ndarray:
+    """Pictures in a row, with a title above each if there are titles: uint8 [height, width, 3]."""
+    above = LINE if titles else 0
+    canvas = Image.new("RGB", (side * len(images), side + above), "white")
+    for k, image in enumerate(images):
+        picture = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
+        canvas.paste(picture, (k * side, above))
+    draw = ImageDraw.Draw(canvas)
+    for k, title in enumerate(titles):
+        draw.text((k * side + 4, 1), title, "black", _font())
+    return np.asarray(canvas)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(15)
+
+
+def sheet(rows: Sequence[Row]) -> Image.Image:
+    """Rows of titled pictures, in the manner of the paper's Fig. 2 and 3."""
+    strips = [Image.fromarray(strip(images, labels)) for _, images, labels in rows]
+    size = MARGIN + max(s.width for s in strips), sum(s.height for s in strips)
+    canvas, top = Image.new("RGB", size, "white"), 0
+    for (title, *_), pictures in zip(rows, strips):
+        canvas.paste(pictures, (MARGIN, top))
+        top += pictures.height
+        place = 6, top - CELL // 2
+        text = "\n".join(wrap(title, LETTERS))
+        ImageDraw.Draw(canvas).text(place, text, "black", _font(), anchor="lm")
+    return canvas
+
+
+def film_side(film: np.ndarray) -> int:
+    """Side in pixels of each picture of `film`, for films [T, s, s, 3]; even."""
+    return int(np.clip(film.shape[1], *FILM_SIDES)) // 2 * 2
+
+
+def film(films: Mapping[str, np.ndarray], sound: np.ndarray) -> bytes:
+    """Films of T frames beside each other, two in a row, as mp4.
+
+    Args:
+        films: title → uint8 [T, s, s, 3]; sound: [T · 640] at 16 kHz.
+    """
+    titles, shown = list(films), list(films.values())
+    side = film_side(shown[0])
+    blank = np.full((1, 1, 3), 255, np.uint8)
+
+    def picture(k: int) -> np.ndarray:
+        cells = [(f[k], t) for f, t in zip(shown, titles)]
+        cells += [(blank, "")] * (len(cells) % 2)
+        return np.concatenate(
+            [strip(*zip(*cells[i : i + 2]), side) for i in range(0, len(cells), 2)]
+        )
+
+    marks = {"comment": "synthetic media: all pictures but the true ones are generated"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
+        frames = (picture(k) for k in range(len(shown[0])))
+        return video.write_video(path, frames, sound, metadata=marks).read_bytes()
+
+
+def mouth_curves(openings: Mapping[str, np.ndarray], frames: np.ndarray, sound) -> bytes:
+    """The mouth's opening over time above the sound's wave, as SVG; at most 20 s of it.
+
+    Args:
+        openings: title → [T] over the eye distance, the truth first; NaN breaks a curve.
+        frames: [T] numbers; curves break where some are left out.
+        sound: [T · 640] at 16 kHz.
+    """
+    count = min(len(frames), int(CURVE_SECONDS * video.FPS))
+    seconds = np.arange(count) / video.FPS
+    gaps = np.flatnonzero(np.diff(frames[:count]) != 1) + 1
+    figure, (upper, lower) = _figure((10, 4.2), 2, 1, sharex=True, height_ratios=(3, 1))
+    for (title, opening), *look in zip(openings.items(), COLOURS, STYLES, WIDTHS):
+        style = dict(zip(("color", "linestyle", "linewidth"), look))
+        broken = np.insert(100 * opening[:count], gaps, np.nan)
+        at = np.insert(seconds, gaps, np.nan)
+        upper.plot(at, broken, label=title, **style)
+    upper.set_ylabel("mouth opening,\n% of the eye distance")
+    upper.legend(ncols=3, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    step = video.RATE // BINS
+    wave = np.asarray(sound[: count * video.RATE // video.FPS])
+    wave = wave[: len(wave) // step * step].reshape(-1, step)
+    lower.fill_between(np.arange(len(wave)) / BINS, wave.min(1), wave.max(1), color="0.5", lw=0)
+    lower.set(ylabel="sound", xlabel="seconds", yticks=[], xlim=(0, count / video.FPS))
+    return _svg(figure)
+
+
+def view_curves(views: Mapping[str, Mapping[str, Mapping[tuple[str, float], float]]]) -> bytes:
+    """Figures over the angle of the camera, one panel each, as SVG.
+
+    Args:
+        views: panel's title → curve's name → (axis 'yaw' or 'pitch', degrees) → figure.
+    """
+    columns = min(4, len(views))
+    rows = -(-len(views) // columns)
+    figure, axes = _figure((3 * columns, 2.6 * rows + 0.3), rows, columns, squeeze=False)
+    shown = {}
+    for axis in axes.flat[len(views) :]:
+        axis.remove()
+    for axis, (title, curves) in zip(axes.flat, views.items()):
+        for (name, points), colour, style in zip(curves.items(), COLOURS[1:], STYLES[1:]):
+            for turn, marker, line in (("yaw", "o", style), ("pitch", "D", "none")):
+                at = sorted((angle, y) for (kind, angle), y in points.items() if kind == turn)
+                if at:
+                    look = {"color": colour, "marker": marker, "linestyle": line, "markersize": 5}
+                    look["markerfacecolor"] = colour if turn == "yaw" else "white"
+                    shown[f"{name}, {turn}"] = axis.plot(*zip(*at), **look)[0]
+        axis.set(title=title, xlabel="degrees")
+    figure.legend(shown.values(), shown, loc="outside upper left", ncols=4, frameon=False)
+    return _svg(figure)
+
+
+def usage(counts: np.ndarray) -> tuple[float, float]:
+    """Share of the codes [K] that are used, and their perplexity: exp of the use's entropy."""
+    share = counts[counts > 0] / max(1, counts.sum())
+    return float((counts > 0).mean()), float(np.exp(-(share * np.log(share)).sum()))
+
+
+def code_bars(codebooks: Mapping[str, np.ndarray]) -> bytes:
+    """How often each code [K] of each codebook is used, the most used first, as SVG."""
+    columns = min(3, len(codebooks))
+    rows = -(-len(codebooks) // columns)
+    figure, axes = _figure((3.4 * columns, 2.2 * rows), rows, columns, squeeze=False)
+    for axis in axes.flat[len(codebooks) :]:
+        axis.remove()
+    for axis, (name, counts) in zip(axes.flat, codebooks.items()):
+        used, perplexity = usage(counts)
+        share = 100 * np.sort(counts)[::-1] / max(1, counts.sum())
+        axis.fill_between(np.arange(len(share)), share, step="post", color=COLOURS[1], lw=0)
+        axis.set_title(f"{name}: {used:.0%} of {len(counts)}, perplexity {perplexity:.1f}")
+        axis.set(ylabel="% of the use", xlabel="codes", xlim=(0, len(share)), ylim=(0, None))
+    return _svg(figure)
+
+
+def png(image: np.ndarray | Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    stream = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(stream, "png")
+    return stream.getvalue()
+
+
+def _figure(size: tuple[float, float], rows: int, columns: int, **how):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "t3d"})
+    pyplot.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    return pyplot.subplots(rows, columns, figsize=size, layout="constrained", **how)
+
+
+def _svg(figure) -> bytes:
+    from matplotlib import pyplot
+
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return stream.getvalue()
