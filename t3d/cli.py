@@ -126,6 +126,16 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument("--out", required=True, metavar="DIR", help="the dataset's folder")
     sub.add_argument("--prior", help="3D head model: ict (default) or procedural")
     sub.add_argument("--size", type=_size, default=256, help="side of the images in pixels (256)")
+    sub.add_argument(
+        "--fold", type=int, metavar="K", help="part 0 to 4 to test on, of a clip under 30 s (0)"
+    )
+    sub.add_argument(
+        "--hold-out-yaw",
+        type=float,
+        metavar="DEGREES",
+        help="test on the frames turned further than this from the middle",
+    )
+    sub.add_argument("--openface", metavar="CSV", help="take the AU labels from OpenFace's table")
     sub.add_argument("--force", action="store_true", help="replace a dataset that is there")
 
     sub = command(
@@ -166,15 +176,56 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
 
     sub = command(
         "evaluate",
-        "measure a trained talker on frames it has not seen",
+        "measure a trained talker on frames it has not seen, or any video against the true one",
         _later("t3d.evaluate", "evaluate_command"),
-        ["workdir", "json"],
+        ["workdir", "out", "json"],
     )
-    sub.add_argument("--workdir", required=True, metavar="DIR", help="a trained run")
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
-    sub.add_argument("--split", choices=("test", "validation"), default="test")
-    sub.add_argument("--speaker", metavar="NAME", help="which, if it has learned several (first)")
-    sub.add_argument("--data", metavar="DIR", help="where its dataset is now, if it has moved")
+    trained = sub.add_argument_group("a trained run")
+    trained.add_argument("--workdir", metavar="DIR", help="the run")
+    trained.add_argument("--split", choices=("test", "validation"), default="test")
+    trained.add_argument(
+        "--speaker", metavar="NAME", help="which, if it has learned several (first)"
+    )
+    trained.add_argument("--data", metavar="DIR", help="where its dataset is now, if it has moved")
+    trained.add_argument(
+        "--against", metavar="DIR", help="another evaluated run: tell the paired differences"
+    )
+    trained.add_argument(
+        "--views",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="measure turned views, too; DIR: of the synthetic speaker, whose cameras are known",
+    )
+    videos = sub.add_argument_group("any two videos")
+    videos.add_argument("--pred", metavar="FILE", help="a generated video")
+    videos.add_argument("--truth", metavar="FILE", help="the true one")
+    videos.add_argument("--judge", metavar="DIR", help="a run whose SyncNet judges the lips")
+    videos.add_argument("--openface-pred", metavar="CSV", help="OpenFace's AUs of the one")
+    videos.add_argument("--openface-truth", metavar="CSV", help="and of the other")
+    videos.add_argument("--out", metavar="DIR", help="write report.html and the figures there")
+
+    sub = command(
+        "sweep",
+        "train and measure the variants of a config, and print their tables",
+        _later("t3d.sweep", "sweep_command"),
+        ["out", "json"],
+    )
+    sub.add_argument("--config", default="ablations", help="name of a sweep, or its file")
+    sub.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        metavar="[GROUP=]DIR[,DIR…]",
+        help="prepared datasets, each trained by itself; a table for each group",
+    )
+    sub.add_argument("--out", required=True, metavar="DIR", help="the folder of its runs")
+    sub.add_argument(
+        "--start-from", metavar="DIR", help="a run whose finished stages are taken where they fit"
+    )
+    sub.add_argument("--json", metavar="FILE", help="write the figures there")
+    sub.epilog = "--config.KEY=VALUE overrides a value in every variant"
 
     sub = command(
         "demo",
@@ -234,14 +285,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     rest, overrides = split_overrides(arguments)
     args, unknown = top.parse_known_args(rest)
     sub = by_name[args.command]
-    if overrides and args.command != "train":
+    if overrides and args.command not in ("train", "sweep"):
         unknown.append(f"{OVERRIDE}{overrides[0]}")
     if unknown:
         options = [word for word in unknown if word.startswith("-")]
         given = (options or unknown)[0]
         sub.error(f"unknown option {given}{_nearest(given.split('=')[0], sub.options())}")
     args.overrides = overrides
+    if args.command == "evaluate":
+        _check_evaluate(sub, args)
     return args
+
+
+def _check_evaluate(sub: Parser, args: argparse.Namespace) -> None:
+    """Either a run or two videos."""
+    if bool(args.pred) != bool(args.truth):
+        sub.error("--pred and --truth belong together: give both videos")
+    if bool(args.pred) == bool(args.workdir):
+        sub.error("give either --workdir RUN, or --pred FILE and --truth FILE")
 
 
 def check_writable(path: Path) -> None:

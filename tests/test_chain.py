@@ -54,7 +54,7 @@ def test_a_stage_whose_predecessors_are_missing_says_which(dataset, tmp_path, ca
     )
     assert code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "sync" in line and "t3d train" in line
+    assert "lip, prior, speech" in line and "t3d train" in line
 
 
 def test_the_sound_moves_the_head_and_the_camera_turns_it(trained, dataset):
@@ -86,6 +86,35 @@ def test_a_finished_run_refuses_another_architecture_and_says_which_value(traine
     with pytest.raises(UserError, match="nerf.width=16, not 24"):
         run.train(load_config("tiny", ["nerf.width=24"]), [dataset], trained)
     assert (trained / "run.json").read_text() == before
+
+
+def test_a_sweep_trains_what_differs_and_prints_both_tables(trained, dataset, tmp_path, capsys):
+    sweep = tmp_path / "two.py"
+    sweep.write_text(
+        "from t3d.configs.tiny import get_config\n"
+        "MEMBERS = {'full': (), 'without_au': ('space.use_au=False',)}\n"
+        "TABLES = {'Table III': (('w/o AU', 'without_au', (0.832, 0.039, 73.1, 2.624, 1.719)),\n"
+        "    ('Ours', 'full', (0.835, 0.037, 75.3, 2.529, 1.956)))}\n"
+    )
+    out = tmp_path / "sweep"
+    command = ["sweep", "--config", str(sweep), "--data", str(dataset.path), "--out", str(out)]
+    assert cli.main([*command, "--start-from", str(trained)]) == 0
+    said = capsys.readouterr().out
+    full, without = (out / name / dataset.name for name in ("full", "without_au"))
+    assert all("taken_from" in e for e in checkpoint.read_run(full)["stages"].values())
+    own = [n for n, e in checkpoint.read_run(without)["stages"].items() if "taken_from" not in e]
+    assert own == ["space"]
+    results = json.loads((out / "results.json").read_text())
+    alone = json.loads((full / "metrics.json").read_text())
+    assert results["full/ssim"] == pytest.approx(alone["ours/ssim"])
+    assert results["without_au/ssim"] != results["full/ssim"]
+    difference = results["without_au/against_full/ssim"]
+    assert difference == pytest.approx(results["without_au/ssim"] - results["full/ssim"], abs=1e-5)
+    assert "0.832 / 0.039 / 73.1 / 2.624 / 1.719" in (out / "results.md").read_text()
+    assert "Ground-truth" in said
+    measured = (full / "metrics.json").stat().st_mtime
+    assert cli.main([*command, "--start-from", str(trained)]) == 0  # nothing is done again
+    assert (full / "metrics.json").stat().st_mtime == measured
 
 
 def test_a_damaged_speaker_file_is_named(trained):
