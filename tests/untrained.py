@@ -1,6 +1,5 @@
 """A run whose networks were never trained: their parameters are drawn by lot, nothing compiles."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -64,12 +63,5 @@ def make_run(name: str, dataset: SpeakerDataset, workdir: Path, seed: int = 0) -
         lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32),
         _shapes(net, config, frames),
     )
-    entry = {
-        "path": str(dataset.path),
-        "name": dataset.name,
-        "sha256": dataset.meta["source_sha256"],
-    }
-    checkpoint.update_run(
-        workdir, config=json.loads(configs.to_json(config)), rows=frames, data=[entry]
-    )
+    checkpoint.update_run(workdir, **runs.record_of(config, [dataset]))
     return Run(workdir, config, net, params, [runs._speaker(dataset, 0)])
