@@ -35,7 +35,6 @@ TABLES = {
         ("Ours", "full", (0.835, 0.037, 75.3, 2.529, 1.956)),
     ),
 }
-PAPER_GROUND_TRUTH = 2.729  # SyncNet confidence of the real videos
 
 
 def get_config(paper: bool = False) -> ConfigDict:

@@ -19,6 +19,7 @@ from t3d.errors import UserError
 
 FAILED, INTERRUPTED = 2, 130
 OVERRIDE = "--config."
+FOR_VIDEOS = ("judge", "openface_pred", "openface_truth", "out")  # evaluate without a run
 
 
 class Parser(argparse.ArgumentParser):
@@ -303,6 +304,11 @@ def _check_evaluate(sub: Parser, args: argparse.Namespace) -> None:
         sub.error("--pred and --truth belong together: give both videos")
     if bool(args.pred) == bool(args.workdir):
         sub.error("give either --workdir RUN, or --pred FILE and --truth FILE")
+    other = ("speaker", "data", "against", "views") if args.pred else FOR_VIDEOS
+    for name in other:
+        if getattr(args, name) is not None:
+            mode = "--pred and --truth" if args.pred else "--workdir"
+            sub.error(f"--{name.replace('_', '-')} does not go with {mode}")
 
 
 def check_writable(path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from t3d.data import video
 from t3d.data.pipeline import SYNC_STEPS, WINDOW, crop_faces, sync_start, window_starts
+from t3d.data.speaker_dataset import runs_of
 from t3d.metrics.sync import shifted_distances
 from t3d.peers import syncnet as public_syncnet
 from t3d.run import BATCH, Run, in_batches
@@ -155,8 +156,9 @@ def sync_rows(
 ) -> np.ndarray:
     """How far lips and sound lie apart, at each frame and each shift of the sound.
 
-    As syncnet_python on a film of these frames: beyond their ends the sound is zeros. Across a hole
-    in the frames a shift reaches the next window there is.
+    As syncnet_python on a film of these frames: beyond their ends the sound is zeros. Frames with
+    holes are no film: there the sound of each shift is heard where it is in the clip, and is zeros
+    beyond that.
 
     Args:
         images: uint8 [T, s, s, 3]; boxes: [T, 3] face boxes in fractions of the image.
@@ -169,9 +171,21 @@ def sync_rows(
     rows, starts = windows(frames)
     distances = np.full((len(frames), len(SHIFTS)), np.nan)
     if len(rows):
-        face, own = judge.look(images, boxes, rows), judge.hear(sound, starts)
-        distances[rows] = shifted_distances(face, own, int(SHIFTS[-1]))
+        face, (own, around) = judge.look(images, boxes, rows), _sounds(judge, sound, starts)
+        distances[rows] = _by_shift(face, own, around, starts)
     return distances
+
+
+def _by_shift(face, own, around, starts: np.ndarray) -> np.ndarray:
+    """[W, 31] distances with zeros beyond the film or, of windows with holes, the clip."""
+    if len(runs_of(starts)) == 1:
+        return shifted_distances(face, own, int(SHIFTS[-1]))
+    return _apart(face, np.nan_to_num(around))
+
+
+def _apart(face: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """[W, 31] distances of faces [W, D] and the sounds about them [W, 31, D]."""
+    return np.linalg.norm(face[:, None].astype(np.float64) - around, axis=-1)
 
 
 def proof(
@@ -186,11 +200,10 @@ def proof(
     if not len(rows):
         return Proof(float("nan"), float("nan"), 0, False)
     face, (own, around) = judge.look(images, boxes, rows), _sounds(judge, sound, starts)
-    apart = np.linalg.norm(face[:, None].astype(np.float64) - around, axis=-1)
+    apart = _apart(face, around)
     lasting = np.flatnonzero(starts[SECOND - 1 :] - starts[: 1 - SECOND] == SECOND - 1)
     averages = [apart[first : first + SECOND].mean(0) for first in lasting]
-    mean = shifted_distances(face, own, int(SHIFTS[-1])).mean(0)
-    offset = -int(SHIFTS[mean.argmin()])
+    offset = -int(SHIFTS[_by_shift(face, own, around, starts).mean(0).argmin()])
     share = _nearer(apart)
     return Proof(
         windows=share,

@@ -448,10 +448,10 @@ def load_series(path: Path) -> tuple[dict[str, Series], np.ndarray, dict[str, st
         with np.load(path, allow_pickle=False) as stored:
             flat = dict(stored)
         frames, what = flat.pop("frames"), json.loads(str(flat.pop("what")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        systems: dict[str, Series] = {}
+        for name, value in flat.items():
+            system, key = name.split("/")
+            systems.setdefault(system, {})[key] = value
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged ({error}); run t3d evaluate again") from error
-    systems: dict[str, Series] = {}
-    for name, value in flat.items():
-        system, key = name.split("/")
-        systems.setdefault(system, {})[key] = value
     return systems, frames, what

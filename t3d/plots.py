@@ -148,6 +148,9 @@ def view_curves(views: Mapping[str, Mapping[str, Mapping[tuple[str, float], floa
                     look["markerfacecolor"] = colour if turn == "yaw" else "white"
                     shown[f"{name}, {turn}"] = axis.plot(*zip(*at), **look)[0]
         axis.set(title=title, xlabel="degrees")
+        values = [y for points in curves.values() for y in points.values()]
+        if min(values) >= 0:  # shares to 1, the rest from 0: small differences look small
+            axis.set_ylim(0, 1.05 if max(values) <= 1 else None)
     figure.legend(shown.values(), shown, loc="outside upper left", ncols=4, frameon=False)
     return _svg(figure)
 

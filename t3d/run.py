@@ -324,8 +324,8 @@ def train(
     """
     if only and only not in talkers.STAGES:
         raise UserError(f"--stage {only}: no such stage; there are {', '.join(talkers.STAGES)}")
-    _check_config(config)
-    _check_datasets(config, datasets)
+    check_config(config)
+    check_datasets(config, datasets)
     checkpoint.writable_folder(workdir)
     training = _Training(config, datasets, workdir, log)
     for name in talkers.STAGES if only is None else [only]:
@@ -339,7 +339,7 @@ CHOICES = {
 }
 
 
-def _check_config(config: ConfigDict) -> None:
+def check_config(config: ConfigDict) -> None:
     """UserError for values that fit their type but no network: before the first step, not later."""
     for name, choices in CHOICES.items():
         group, key = name.split(".")
@@ -366,7 +366,7 @@ def _check_config(config: ConfigDict) -> None:
         )
 
 
-def _check_datasets(config: ConfigDict, datasets: list[SpeakerDataset]) -> None:
+def check_datasets(config: ConfigDict, datasets: list[SpeakerDataset]) -> None:
     """UserError for speakers that cannot be learned, or not together."""
     for dataset in datasets:
         if config.size > dataset.size:
@@ -414,7 +414,7 @@ class _Training:
     def __init__(self, config, datasets, workdir, log):
         self.config, self.datasets, self.workdir, self.log = config, datasets, workdir, log
         record = record_of(config, datasets)
-        _check_same_run(workdir, record["config"], record["data"])
+        check_same_run(workdir, record["config"], record["data"])
         self.rows = np.cumsum([0] + [d.num_frames for d in datasets])
         self.speakers = [_speaker(d, int(row)) for d, row in zip(datasets, self.rows)]
         _save_speakers(workdir, self.speakers)
@@ -571,7 +571,7 @@ class _Training:
         return self._spread(dataset, frames, images)
 
 
-def _check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:
+def check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:
     """UserError when what finished stages were trained with is not what is asked for now.
 
     Stages still to come may change; so may what only matters at test time.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from t3d import checkpoint, evaluate, measure, talker
 from t3d import config as configs
@@ -32,6 +33,7 @@ SHARED = ("seed", "size", "dtype", "mel_steps")  # what every stage's outcome ha
 PAPER_FIGURES = ("ssim", "lpips", "au_accuracy", "lmd", "sync_confidence")  # Table I's five
 SHOWN = (*PAPER_FIGURES, "ssim_head", "mouth_r")
 PAPER_DIGITS = (3, 3, 1, 3, 3)
+PERCENT = {"au_accuracy": (100, 1)}  # shown so, as in the paper: factor, digits
 NO_FIGURE = "–"
 Figures = dict[str, float | str]
 
@@ -66,11 +68,13 @@ def read_groups(texts: Sequence[str]) -> dict[str, list[SpeakerDataset]]:
     """
     groups: dict[str, list[SpeakerDataset]] = {}
     for number, text in enumerate(texts):
-        name, equals, paths = text.rpartition("=")
-        if not equals:
-            name = chr(ord("A") + number) if len(texts) > 1 else ""
+        name, equals, paths = text.partition("=")
+        if not equals or "/" in name or "," in name:  # the = belongs to a path
+            name, paths = chr(ord("A") + number) if len(texts) > 1 else "", text
         if name in groups:
             raise UserError(f"--data {text}: there are two groups called {name}; rename one")
+        if not all(paths.split(",")):
+            raise UserError(f"--data {text}: a path is empty; write [GROUP=]DIR[,DIR…]")
         groups[name] = [SpeakerDataset(path) for path in paths.split(",")]
     speakers = [dataset.name for datasets in groups.values() for dataset in datasets]
     for speaker in speakers:
@@ -125,19 +129,26 @@ def adopt(folder: Path, record: dict, donors: Iterable[Path], log: Callable[[str
     donors = [donor for donor in donors if donor.resolve() != folder.resolve()]
     for stage in talker.STAGES:
         outcome = folder / "params" / stage
-        if outcome.is_dir():
-            continue
         mine = checkpoint.read_run(folder).get("stages", {})
+        if outcome.is_dir() and stage in mine:
+            continue
         for donor in donors:
             theirs = checkpoint.read_run(donor)
             if (donor / "params" / stage).is_dir() and _fits(stage, record, mine, theirs):
-                part = outcome.with_name(f".{stage}.{os.getpid()}.part")
-                shutil.copytree(donor / "params" / stage, part)
-                part.rename(outcome)
+                _copy(donor / "params" / stage, outcome)
                 taken = theirs["stages"][stage] | {"taken_from": str(donor)}
                 checkpoint.update_run(folder, **record, stages={stage: taken})
                 log(f"{stage}: taken from {donor}")
                 break
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a folder; what a killed copy left is replaced."""
+    part = target.with_name(f"{target.name}.new")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
 
 
 def _fits(stage: str, record: dict, mine: dict, theirs: dict) -> bool:
@@ -173,7 +184,17 @@ def _training_values(group: dict) -> dict:
 def train_all(
     members: Sequence[Member], donor: Path | None, log: Callable[[str], None] = print
 ) -> None:
-    """Trains all members one after another; what is finished is left as it is."""
+    """Trains all members one after another; what is finished is left as it is.
+
+    Raises:
+        UserError: before anything is trained, if a config or a dataset cannot be; if a member's
+            folder holds stages of other settings.
+    """
+    for member in members:
+        runs.check_config(member.config)
+        runs.check_datasets(member.config, [member.speaker])
+        record = runs.record_of(member.config, [member.speaker])
+        runs.check_same_run(member.folder, record["config"], record["data"])
     donors = [donor] if donor else []
     for number, member in enumerate(members):
 
@@ -184,19 +205,42 @@ def train_all(
         checkpoint.writable_folder(member.folder)
         adopt(member.folder, runs.record_of(member.config, [member.speaker]), donors, say)
         runs.train(member.config, [member.speaker], member.folder, log=say)
+        _check_whole(member)
         donors.append(member.folder)
 
 
+def _check_whole(member: Member) -> None:
+    """UserError if a stage was kept that was trained on top of others, or otherwise, than now."""
+    stages = checkpoint.read_run(member.folder)["stages"]
+    for name in talker.STAGES:
+        settings, wanted = stages[name]["settings"], member.config.stages[name].to_dict()
+        schedule = {k: v for k, v in wanted.items() if k not in trainer.SCHEDULE}
+        if settings["config"] != schedule or any(
+            settings["frozen"][need] != stages[need]["sha256"] for need in talker.NEEDS[name]
+        ):
+            raise UserError(
+                f"{member.folder}: its stage {name} was trained before what it hangs on changed; "
+                f"delete {member.folder} and run the same command again"
+            )
+
+
 def measure_all(members: Sequence[Member], log: Callable[[str], None] = print) -> None:
-    """Evaluates the members that have no figures yet, or older ones than their networks."""
+    """Evaluates the members that have no figures of today's networks, split and judge."""
     for number, member in enumerate(members):
-        measured, trained = member.folder / evaluate.SERIES, member.folder / "params"
-        newest = max(path.stat().st_mtime for path in trained.iterdir())
-        if measured.exists() and measured.stat().st_mtime > newest:
+        run = runs.open_run(member.folder)
+        if _is_measured(member, evaluate.about_of(run, member.speaker, "test")):
             continue
         log(f"measuring {number + 1}/{len(members)} {member.folder}")
-        run = runs.open_run(member.folder)
         evaluate.write(member.folder, run, evaluate.measure(run, member.speaker))
+
+
+def _is_measured(member: Member, about: dict) -> bool:
+    path = member.folder / evaluate.SERIES
+    if not path.exists():
+        return False
+    newest = max(p.stat().st_mtime for p in (member.folder / "params").iterdir())
+    _, _, told = measure.load_series(path)
+    return told == about and path.stat().st_mtime > newest
 
 
 def trained_minutes(member: Member) -> float:
@@ -268,11 +312,11 @@ def cell(figures: Figures, at: str, name: str, reference: str | None) -> str:
     value = figures.get(f"{at}/{name}")
     if value is None or isinstance(value, str):
         return "n/a"
-    digits = measure.FIGURES[name].digits
+    scale, digits = PERCENT.get(name, (1, measure.FIGURES[name].digits))
     low, high = figures.get(f"{at}/{name}_low"), figures.get(f"{at}/{name}_high")
-    text = f"{value:.{digits}f}"
+    text = f"{scale * value:.{digits}f}"
     if low is not None and not isinstance(low, str):
-        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+        text += f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
     verdict = figures.get(f"{at}/against_{reference}/{name}_separates")
     if verdict == "inside the noise":
         return f"{text} ≈"
@@ -288,7 +332,8 @@ def table(figures: Figures, group: str, rows: Sequence) -> tuple[list[str], list
     Args:
         rows: (title, variant, the paper's five figures or none) each; the last is the reference.
     """
-    headings = ["", *(measure.FIGURES[name].title for name in SHOWN), "trained, min"]
+    titles = [measure.FIGURES[name].title + (", %" if name in PERCENT else "") for name in SHOWN]
+    headings = ["", *titles, "trained, min"]
     headings += ["the paper's five"] if any(paper for _, _, paper in rows) else []
     reference = rows[-1][1]
     real = cell(figures, _at(group, "real"), "sync_confidence", None)
@@ -303,25 +348,55 @@ def table(figures: Figures, group: str, rows: Sequence) -> tuple[list[str], list
 
 
 def tables_of(module: ModuleType) -> dict:
-    """The tables of a sweep's file; without any, one of all variants against the first."""
-    first, *others = _variants(module)
+    """The tables of a sweep's file; without any, one of all variants against the first.
+
+    Raises:
+        UserError: a row names a variant that MEMBERS lacks.
+    """
+    first, *others = variants = _variants(module)
     plain = {"All variants": tuple((name, name, ()) for name in (*others, first))}
-    return getattr(module, "TABLES", plain)
+    tables = getattr(module, "TABLES", plain)
+    for title, rows in tables.items():
+        for _, variant, _ in rows:
+            if variant not in variants:
+                raise UserError(
+                    f"{module.__file__}: {title} has a row of {variant}, which MEMBERS lacks; "
+                    "add it there"
+                )
+    return tables
+
+
+def notes(figures: Figures, members: Sequence[Member]) -> list[str]:
+    """What must be known to read the tables, who judged lip sync among it."""
+    lines = list(NOTES)
+    for speaker in dict.fromkeys(member.speaker.name for member in members):
+        folder = next(m.folder for m in members if m.speaker.name == speaker)
+        told = json.loads((folder / "metrics.json").read_text())
+        proof = ""
+        if "judge/windows" in told:
+            proof = f", right on {told['judge/windows']:.0%} of the real windows (proved: "
+            proof += f"{told['judge/proved']})"
+        lines.append(f"Judge of lip sync for {speaker}: {told['judge/name']}{proof}.")
+    words = {v for k, v in figures.items() if k.endswith("/lpips") and isinstance(v, str)}
+    return lines + [f"LPIPS: {word}" for word in sorted(words - {"identical"})]
 
 
 NOTES = (
     "In brackets 95 % intervals (blocks of a second resampled). Against the table's last row, by "
     "the paired difference over the same frames: ▲ better, ▼ worse, ≈ inside the noise: the rows "
-    "do not separate.",
-    "The paper's figures (SSIM, LPIPS, AU Acc in %, LMD-79, SyncNet) were measured on other videos "
-    "with other judges: read them down the column, not across.",
+    "do not separate. The intervals are of these frames with one training each: what another seed "
+    "would change is not in them.",
+    "The paper's figures (SSIM, LPIPS, AU Acc, LMD-79 in its own unit, SyncNet) were measured on "
+    "other videos with another judge: read them down the column, not across.",
     "Minutes are those of the stages that had to be trained for the variant; stages that would "
     "come out the same were taken over.",
 )
 
 
-def markdown(figures: Figures, groups: Iterable[str], tables: dict) -> str:
-    """All tables as Markdown."""
+def markdown(
+    figures: Figures, groups: Iterable[str], tables: dict, lines_below: Sequence[str]
+) -> str:
+    """All tables as Markdown, and the lines below them."""
     parts = []
     for group in groups:
         for title, rows in tables.items():
@@ -329,7 +404,7 @@ def markdown(figures: Figures, groups: Iterable[str], tables: dict) -> str:
             parts.append(f"### {title}{f', {group}' if group else ''}\n")
             for k, line in enumerate([headings, ["---"] * len(headings), *lines]):
                 parts.append("| " + " | ".join(line) + " |" + ("\n" if k > len(lines) else ""))
-    return "\n".join([*parts, *(f"{note}\n" for note in NOTES)])
+    return "\n".join([*parts, *(f"{note}\n" for note in lines_below)])
 
 
 def comma_separated(figures: Figures, members: Sequence[Member]) -> str:
@@ -345,42 +420,43 @@ def comma_separated(figures: Figures, members: Sequence[Member]) -> str:
     return stream.getvalue()
 
 
-def show(figures: Figures, groups: Iterable[str], tables: dict) -> None:
-    """Prints the tables."""
+def show(figures: Figures, groups: Iterable[str], tables: dict, lines_below: Sequence[str]) -> None:
+    """Prints the tables, and the lines below them."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
     for group in groups:
         for title, rows in tables.items():
             headings, lines = table(figures, group, rows)
-            shown = Table(title=f"{title} {group}", title_justify="left", show_lines=True)
+            shown = Table(title=Text(f"{title} {group}"), title_justify="left", show_lines=True)
             for heading in headings:
                 shown.add_column(heading, justify="right" if heading else "left")
             for line in lines:
-                shown.add_row(*(text.replace(" [", "\n[") for text in line))
+                shown.add_row(*(Text(text.replace(" [", "\n[")) for text in line))
             console.print(shown)
-    for note in NOTES:
-        console.print(note, highlight=False)
+    for note in lines_below:
+        console.print(note, highlight=False, markup=False)
 
 
 def sweep_command(args) -> None:
     """`t3d sweep`."""
     groups = read_groups(args.data)
     out = Path(args.out)
+    tables = tables_of(configs.load_module(args.config))
     members = members_of(args.config, args.overrides, groups, out)
-    module = configs.load_module(args.config)
-    tables = tables_of(module)
     donor = Path(args.start_from) if args.start_from else None
     if donor and not checkpoint.read_run(donor):
         raise UserError(f"--start-from {donor}: no run is there; give the folder of one")
     train_all(members, donor)
     measure_all(members)
-    figures = figures_of(members, tables)
-    write_atomically(out / "results.md", lambda p: p.write_text(markdown(figures, groups, tables)))
-    write_atomically(out / "results.csv", lambda p: p.write_text(comma_separated(figures, members)))
+    figures = evaluate.plain(figures_of(members, tables))
+    below = notes(figures, members)
+    text, rows = markdown(figures, groups, tables, below), comma_separated(figures, members)
+    write_atomically(out / "results.md", lambda p: p.write_text(text))
+    write_atomically(out / "results.csv", lambda p: p.write_text(rows))
     evaluate.write_json(out / "results.json", figures)
     if args.json:
         evaluate.write_json(Path(args.json), figures)
-    show(figures, groups, tables)
+    show(figures, groups, tables, below)
     for name in ("results.md", "results.csv", "results.json"):
         print(out / name)

@@ -194,3 +194,22 @@ def test_the_best_judge_is_the_public_one_then_the_runs_then_words(
     weights = syncnet.from_state(golden_weights.from_fixture(golden("syncnet_python_model")))
     monkeypatch.setattr(syncnet, "available", lambda: weights)
     assert "public" in judges.best(untrained).name and "public" in judges.best(None).name
+
+
+def test_sound_is_heard_where_it_is_when_frames_are_missing():
+    # Frames 20..59 and 140..199 of a clip whose sound is 3 frames late everywhere.
+    pattern = np.random.default_rng(4).normal(size=(240, 8))
+    judge = judges.Judge(
+        "by hand",
+        lambda images, boxes, rows: pattern[images[rows, 0, 0, 0]],
+        lambda sound, starts: pattern[np.clip(np.asarray(starts) - 3, 0, None)],
+    )
+    frames = np.r_[20:60, 140:200]
+    images = np.broadcast_to(frames.astype(np.uint8)[:, None, None, None], (100, 2, 2, 3))
+    boxes, sound = np.full((100, 3), 0.5), np.zeros(240 * 640, np.float32)
+    rows = judges.sync_rows(judge, images, boxes, sound, frames)
+    known = np.isfinite(rows).all(1)
+    assert known.sum() == 36 + 56
+    np.testing.assert_allclose(rows[known][:, 15 + 3], 0, atol=1e-6)
+    assert (rows[known].argmin(1) == 18).all()
+    assert judges.proof(judge, images, boxes, sound, frames).offset == -3

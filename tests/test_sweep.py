@@ -139,3 +139,30 @@ def test_a_row_says_whether_it_differs_from_the_last_one():
     assert first[at["ssim"]] == "0.800 [0.780, 0.820] ▼" and last[at["ssim"]] == "0.900"
     assert first[at["lmd"]].endswith("▲") and first[at["mouth_r"]].endswith("≈")
     assert first[at["lpips"]] == "n/a" and truth[at["sync_confidence"]] == "0.200"
+
+
+def test_an_equals_sign_in_a_path_names_no_group(untrained, tmp_path):
+    path = json.loads((untrained.workdir / "run.json").read_text())["data"][0]["path"]
+    (tmp_path / "lr=1").symlink_to(path, target_is_directory=True)
+    assert list(sweep.read_groups([f"{tmp_path}/lr=1"])) == [""]
+    assert list(sweep.read_groups([f"TestB={tmp_path}/lr=1"])) == ["TestB"]
+    with pytest.raises(UserError, match="empty"):
+        sweep.read_groups([f"{path},"])
+
+
+def test_a_table_of_an_unknown_variant_is_refused_before_anything_is_trained():
+    module = SimpleNamespace(
+        __file__="two.py", MEMBERS={"a": ()}, TABLES={"T": (("B", "b", ()), ("A", "a", ()))}
+    )
+    with pytest.raises(UserError, match="row of b"):
+        sweep.tables_of(module)
+
+
+def test_a_stage_trained_before_what_it_hangs_on_is_refused(tmp_path):
+    folder = make_run(tmp_path / "run", record())
+    member = SimpleNamespace(folder=folder, config=configs.load_config("tiny"))
+    sweep._check_whole(member)
+    entry = checkpoint.read_run(folder)["stages"]["lip"] | {"sha256": "another"}
+    checkpoint.update_run(folder, stages={"lip": entry})
+    with pytest.raises(UserError, match="stage prior"):
+        sweep._check_whole(member)
