@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t3d import checkpoint, controls, judges, render, report, views, worst
+from t3d import checkpoint, controls, judges, render, report, worst
 from t3d import measure as measures
 from t3d import run as runs
 from t3d import talker as talkers
+from t3d import views as turned
+from t3d.data.landmarks import BLENDSHAPES
 from t3d.data.parts import write_atomically
 from t3d.data.prepare import Bars
 from t3d.data.speaker_dataset import SpeakerDataset
@@ -171,13 +173,17 @@ def truth_of(dataset: SpeakerDataset, frames: np.ndarray, size: int) -> Truth:
     """The real frames, with the dataset's own points and labels; NaN where it found no face."""
     track = dataset.track
     known = np.where(track["found"][frames], 1.0, np.nan)
+    # By the rule that rendered frames are labelled by, whatever labels the dataset teaches.
+    au, _ = action_units.from_blendshapes(
+        track["blendshapes"][frames], tuple(BLENDSHAPES), track["points68"][frames]
+    )
     return Truth(
         images=_pictures(dataset, frames, size),
         masks=np.stack([dataset.picture(f, "mask", size) for f in frames]) / 255.0,
         marks=Marks(
             track["points68"][frames] * size * known[:, None, None],
             track["lips79"][frames] * size * known[:, None, None],
-            track["au"][frames] * known[:, None],
+            au * known[:, None],
         ),
         boxes=track["face_box"][frames],
         sound=dataset.audio(),
@@ -281,12 +287,13 @@ def measure(
     speaker = render.speaker_of(run, dataset.name)
     motion = runs.motion_of(run, speaker, dataset.mel, frames)
     truth = truth_of(dataset, frames, run.config.size)
-    judge = judges.best(run)
+    judge, about = judges.best(run), about_of(run, dataset, split)
+    if views:
+        turned.check_folder(speaker, dataset, frames, Path(views))
     with Bars() as bars:
         films = _films(run, speaker, dataset, motion, truth, bars)
         series = _series(run, dataset, films, truth, judge, bars)
         figures = _view_figures(run, speaker, dataset, motion, frames, views)
-    about = _about(run, dataset, split, judge)
     for name, measured in series.items():
         figures |= {f"{name}/{key}": value for key, value in measures.figures(measured).items()}
     figures |= gain_figures(series["ours"], series["other_audio"])
@@ -341,12 +348,13 @@ def _view_figures(run, speaker, dataset, motion: Motion, frames, folder) -> Figu
     if folder is None:
         return {}
     if str(folder):
-        return views.synthetic(run, speaker, dataset, frames, Path(folder))
-    return views.real(run, speaker, dataset, motion, frames)
+        return turned.synthetic(run, speaker, dataset, frames, Path(folder))
+    return turned.real(run, speaker, dataset, motion, frames)
 
 
-def _about(run: Run, dataset: SpeakerDataset, split: str, judge: Judge | str) -> dict:
-    """What the series are about."""
+def about_of(run: Run, dataset: SpeakerDataset, split: str) -> dict[str, str | int]:
+    """What an evaluation's series are about: what must agree before two are compared."""
+    judge = judges.best(run)
     leaves = jax.tree.leaves(run.params["sync"]["judge"])
     own = zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
     trained = not isinstance(judge, str) and judge.name == judges.of_run(run).name
@@ -414,8 +422,8 @@ def against(found: Evaluation, other: Path) -> Figures:
     Raises:
         UserError: the other run is not evaluated, or not on these frames.
     """
-    series, frames, about = measures.load_series(other / SERIES)
-    _check_alike(found, frames, about, other)
+    check_alike(found.about, found.frames, other)
+    series, _, about = measures.load_series(other / SERIES)
     figures: Figures = {"against": str(other)}
     for name, paired in measures.compare(found.series["ours"], series["ours"]).items():
         if name.startswith("sync_") and about["judge"] != found.about["judge"]:
@@ -427,14 +435,20 @@ def against(found: Evaluation, other: Path) -> Figures:
     return plain(figures)
 
 
-def _check_alike(found: Evaluation, frames: np.ndarray, about: dict, other: Path) -> None:
+def check_alike(about: dict, frames: np.ndarray, other: Path) -> None:
+    """UserError unless another run's folder holds figures of the same frames, made alike.
+
+    Args:
+        about: of `about_of`; frames: [T].
+    """
+    _, theirs, told = measures.load_series(other / SERIES)
     for key in ALIKE:
-        if about.get(key) != found.about[key]:
+        if told.get(key) != about[key]:
             raise UserError(
-                f"{other}: was measured with another {key} ({about.get(key)}, here "
-                f"{found.about[key]}); evaluate both runs alike"
+                f"{other}: was measured with another {key} ({told.get(key)}, here {about[key]}); "
+                "evaluate both runs alike"
             )
-    if not np.array_equal(frames, found.frames):
+    if not np.array_equal(theirs, frames):
         raise UserError(f"{other}: was measured on other frames; run t3d evaluate on it again")
 
 
@@ -474,8 +488,9 @@ def evaluate_command(args) -> None:
     run = runs.open_run(args.workdir)
     speaker = render.speaker_of(run, args.speaker)
     dataset = dataset_of(run, speaker, args.data)
-    if args.against:
-        measures.load_series(Path(args.against) / SERIES)  # an error now, not after the rendering
+    if args.against:  # an error now, not after the rendering
+        about = about_of(run, dataset, args.split)
+        check_alike(about, dataset.frames(args.split), Path(args.against))
     found = measure(run, dataset, args.split, args.views)
     if args.against:
         differences = against(found, Path(args.against))

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,8 @@ def notes(figures: Figures) -> list[str]:
             f"its landmarks at rest are {figures['views/fit_mm']:.1f} mm off the true ones. The "
             "front image is the recorded picture, put in place of the view."
         )
+    if "views/truth" in figures:
+        lines.append(f"Turned views: {figures['views/truth']}.")
     lines.append("In brackets: 95 % intervals, blocks of a second resampled.")
     lines += [str(value) for name, value in figures.items() if name.startswith("note/")]
     return lines + _words(figures)
@@ -278,7 +281,7 @@ def show(figures: Figures) -> None:
     for section in tables(figures):
         _print(console, section)
     for line in notes(figures):
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def show_against(figures: Figures) -> None:
@@ -287,8 +290,9 @@ def show_against(figures: Figures) -> None:
 
 
 def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
+    plain = partial(Console, markup=False, emoji=False, highlight=False)  # names hold brackets
+    console = plain()
+    return console if console.is_terminal else plain(width=140)
 
 
 def _print(console: Console, section: Section) -> None:

@@ -131,13 +131,13 @@ def load_pair(pred, truth) -> Pair:
         square = _square(seen, shape)
         films = {"truth": _cut(truth, square, seen)}
         masks = _masks(films["truth"], bars)
-        films["pred"] = _read(pred, square, len(seen.found), bars)
+        films["pred"], frames_of_pred = _read(pred, square, len(seen.found), bars)
         _check_faces(pred, films["pred"].seen, 0.0)
         copy = video.write_video(
             Path(folder) / "copy.mp4", video.read_frames(truth), films["truth"].sound
         )
-        films["reencoded"] = _read(copy, square, len(seen.found), bars)
-    counts = [(path, len(films[name].images)) for path, name in ((pred, "pred"), (truth, "truth"))]
+        films["reencoded"], _ = _read(copy, square, len(seen.found), bars)
+    counts = [(pred, frames_of_pred), (truth, len(seen.found))]
     count = min(count for _, count in counts)
     ordered = {name: films[name].first(count) for name in ("pred", "reencoded", "truth")}
     notes += _trim_notes(counts) + _crowd_notes(truth, seen)
@@ -240,19 +240,20 @@ def _cut(path: Path, square: Square, seen: Landmarks) -> Film:
     return Film(path, images, _in_square(seen, square), _sound(path))
 
 
-def _read(path: Path, square: Square, most: int, bars: Bars) -> Film:
-    """The film of another video, at most `most` frames of it."""
-    images = _space(most, square.side, 3)
+def _read(path: Path, square: Square, most: int, bars: Bars) -> tuple[Film, int]:
+    """The film of another video, at most `most` frames of it, and how many frames it has."""
+    images, whole = _space(most, square.side, 3), video.read_frames(path)
 
     def frames() -> Iterator[np.ndarray]:
-        for k, frame in enumerate(islice(video.read_frames(path), most)):
+        for k, frame in enumerate(islice(whole, most)):
             if frame.shape[:2] != square.shape:
                 frame = video.resize(frame, square.shape)
             images[k] = square.cut(frame)
             yield frame
 
     seen, _ = _find(bars.over(path.name, frames(), most))
-    return Film(path, images[: len(seen.found)], _in_square(seen, square), _sound(path))
+    film = Film(path, images[: len(seen.found)], _in_square(seen, square), _sound(path))
+    return film, len(film.images) + sum(1 for _ in whole)
 
 
 def _space(count: int, side: int, *channels: int, kind: type = np.uint8) -> np.ndarray:

@@ -6,6 +6,8 @@ tracked 3DMM, a second tracking, and frames turned further than any the head was
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -38,6 +40,7 @@ FEWEST_FACES = 8  # that a shape is fitted to
 SAME = 10.0  # of 255: most by which a picture of a film and of its dataset differ, on average
 HAIR = 0.1  # of the room for hair: where there is less of it, a vertex is face
 FRONT = "front"
+REMEDY = "give the folder of a speaker that this t3d synthesize made"
 Figures = dict[str, float | str]
 Arrays = dict[str, np.ndarray]
 
@@ -148,19 +151,16 @@ def synthetic(
         'views/LABEL/NAME' of each camera, with intervals: psnr (dB) and ssim over the true head,
         iou of the masks, depth_cm (true centimetres, where both see the head); front_psnr,
         front_ssim and front_iou of the recorded picture. Also views/frames, views/scale (ours
-        over the true size) and views/fit_mm (how far our landmarks are off the true ones, RMS).
+        over the true size) and views/fit_mm (how far our landmarks are off the true ones, RMS);
+        views/truth, words, where the dataset itself was made with the truth.
 
     Raises:
-        UserError: the folder is not of `t3d synthesize`, or another speaker's.
+        UserError: as `check_folder` does.
     """
-    truth = _truth(folder)
-    known = frames[np.isin(frames, _stored(folder, FRONT)["frames"])]
-    if not len(known):
-        raise UserError(f"{folder}: none of its depth maps lies in this split; use a longer clip")
-    chosen = known[spread(len(known))]
+    check_folder(speaker, dataset, frames, folder)
+    truth, chosen = _truth(folder), _compared(folder, frames)
     see = partial(_filmed, folder, dataset.meta["crop"], run.config, chosen)
     front = see(FRONT)
-    _check_same_speaker(folder, dataset, chosen[0], front)
     motion = runs.motion_of(run, speaker, dataset.mel, frames)
     motion = _pick(motion, np.searchsorted(frames, chosen))
     gauge, off = gauge_of(truth["head_points"], rest_points(speaker))
@@ -169,6 +169,11 @@ def synthetic(
     lens = cropped(truth["intrinsics"], dataset.meta["crop"], _side(folder))
     figures: Figures = {"views/frames": len(chosen), "views/scale": gauge.scale}
     figures["views/fit_mm"] = 10 * off
+    if dataset.meta["synthetic"]:
+        figures["views/truth"] = (
+            "landmarks and masks of this dataset are the speaker's truth; for a test that is not "
+            f"circular prepare {_film(folder, FRONT)}"
+        )
     for name, camera, title in _cameras(truth):
         views = (poses @ camera_to_head(gauge, filmed_poses, camera)).astype(np.float32)
         drawn = _draw(run, replace(speaker, intrinsics=lens), motion, poses, views)
@@ -178,6 +183,29 @@ def synthetic(
             series |= recorded_against(front, filmed)
         figures |= _under(title, _summary(series))
     return figures
+
+
+def check_folder(
+    run_speaker: Speaker, dataset: SpeakerDataset, frames: np.ndarray, folder: Path
+) -> None:
+    """All that can be known before anything is drawn of whether `synthetic` will do.
+
+    Args:
+        run_speaker: as the run knows it; frames: [T] of a split of the dataset.
+
+    Raises:
+        UserError: the folder is not of `t3d synthesize`, lacks something, is damaged or another
+            speaker's, or stores the depth of none of the frames.
+    """
+    truth, chosen = _truth(folder), _compared(folder, frames)
+    if truth["head_points"].shape != rest_points(run_speaker).shape:
+        raise UserError(f"{folder / 'truth.npz'}: its head_points are not 68 landmarks; {REMEDY}")
+    for name, _, _ in _cameras(truth):
+        if not np.isin(chosen, _stored(folder, name)["frames"]).all():
+            raise UserError(f"{folder / name}.npz: lacks frames of {FRONT}.npz; {REMEDY}")
+        if round(video.probe(film := _film(folder, name)).duration * video.FPS) <= chosen[-1]:
+            raise UserError(f"{film}: ends before frame {chosen[-1]}; {REMEDY}")
+    _check_same_speaker(folder, dataset, chosen[0])
 
 
 def gauge_of(true_points: np.ndarray, our_points: np.ndarray) -> tuple[Gauge, float]:
@@ -241,7 +269,10 @@ def recorded_against(front: Filmed, filmed: Filmed) -> Arrays:
 
 
 def _truth(folder: Path) -> Arrays:
-    return _load(folder / "truth.npz", ("head_points", "view_yaw", "view_pitch"))
+    views = ("view_yaw", "view_pitch", "view_camera_to_world")
+    return _load(
+        folder / "truth.npz", ("head_points", "rotvec", "translation", "intrinsics", *views)
+    )
 
 
 def _stored(folder: Path, name: str) -> Arrays:
@@ -249,13 +280,27 @@ def _stored(folder: Path, name: str) -> Arrays:
 
 
 def _load(path: Path, needed: tuple[str, ...]) -> Arrays:
-    remedy = "give the folder of a speaker that this t3d synthesize made"
     if not path.exists():
-        raise UserError(f"{path}: not there; {remedy}")
-    with np.load(path, allow_pickle=False) as stored:
-        if missing := [name for name in needed if name not in stored.files]:
-            raise UserError(f"{path}: holds no {', '.join(missing)}; {remedy}")
-        return {name: stored[name] for name in stored.files}
+        raise UserError(f"{path}: not there; {REMEDY}")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if missing := [name for name in needed if name not in stored.files]:
+                raise UserError(f"{path}: holds no {', '.join(missing)}; {REMEDY}")
+            return {name: stored[name] for name in needed}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged ({error}); {REMEDY}") from error
+
+
+def _compared(folder: Path, frames: np.ndarray) -> np.ndarray:
+    """At most 24 of the frames, of those whose depth is stored; UserError when it is of none."""
+    known = frames[np.isin(frames, _stored(folder, FRONT)["frames"])]
+    if not len(known):
+        raise UserError(f"{folder}: none of its depth maps lies in this split; use a longer clip")
+    return known[spread(len(known))]
+
+
+def _film(folder: Path, name: str) -> Path:
+    return folder / ("video.mp4" if name == FRONT else f"{name}.mp4")
 
 
 def _side(folder: Path) -> int:
@@ -275,8 +320,7 @@ def _filmed(folder: Path, crop, config, frames: np.ndarray, name: str) -> Filmed
     rows = np.searchsorted(stored["frames"], frames)
     heads = stored["mask"][rows]
     masks = np.stack([video.crop(head * np.uint8(255), crop, size, 0) for head in heads])
-    film = folder / ("video.mp4" if name == FRONT else f"{name}.mp4")
-    images = [video.crop(i, crop, size) for i in _frames_of(film, frames)]
+    images = [video.crop(i, crop, size) for i in _frames_of(_film(folder, name), frames)]
     at = partial(_sampled, crop=crop, size=config.nerf.rays)
     return Filmed(
         np.stack([on_white(i, m) for i, m in zip(images, masks, strict=True)]),
@@ -306,11 +350,12 @@ def _sampled(maps: np.ndarray, crop, size: int) -> np.ndarray:
     return maps[:, rows[:, None], columns]
 
 
-def _check_same_speaker(folder: Path, dataset: SpeakerDataset, frame: int, front: Filmed) -> None:
+def _check_same_speaker(folder: Path, dataset: SpeakerDataset, frame: int) -> None:
     """UserError unless the recorded film holds the dataset's pictures."""
-    picture = dataset.picture(frame, "image", front.images.shape[1])
-    off = np.abs(picture.astype(float) - front.images[0]).mean(-1)[front.masks[0] > 0.99]
-    if not off.mean() < SAME:
+    [filmed] = _frames_of(_film(folder, FRONT), np.array([frame]))
+    filmed = video.crop(filmed, dataset.meta["crop"], dataset.size)
+    off = np.abs(dataset.picture(frame, "image").astype(float) - filmed).mean(-1)
+    if not off[dataset.picture(frame, "mask") == 255].mean() < SAME:
         raise UserError(
             f"{folder}: is not the speaker that {dataset.path} was made of; give that one's folder"
         )
@@ -339,7 +384,8 @@ def real(
         recovered shape from the run's, over the face), mouth_r (the mouth opening against that at
         yaw 0, with its interval).
         Landmarks of the 3DMM itself come back within 1° and 1.5 mm at any yaw: the rest is ours
-        and MediaPipe's. Where turned frames were held out, also those of `held_out`.
+        and MediaPipe's. Where turned frames were held out, also those of `held_out`, whatever the
+        split.
     """
     some = spread(len(frames))
     at, model, rays = _pick(motion, some), basis.load(speaker.prior), run.config.nerf.rays
@@ -353,7 +399,7 @@ def real(
         again = round_trip(model, seen, drawn, turn(poses, views), speaker.identity)
         figures |= _under(label(yaw), _summary(series) | again | _mouth(calm, seen))
     if "held_out_yaw" in dataset.meta:
-        figures |= held_out(run, speaker, dataset, motion, frames)
+        figures |= held_out(run, speaker, dataset)
     return figures
 
 
@@ -452,22 +498,18 @@ def _mouth(calm: Landmarks, seen: Landmarks) -> Figures:
 # ---- real speakers: frames turned further than any trained on
 
 
-def held_out(
-    run: Run, speaker: Speaker, dataset: SpeakerDataset, motion: Motion, frames: np.ndarray
-) -> Figures:
-    """Our head in the recorded poses of frames that were held out for their yaw.
-
-    Args:
-        motion: of the frames [T], which are turned by more than meta['held_out_yaw'] degrees.
+def held_out(run: Run, speaker: Speaker, dataset: SpeakerDataset) -> Figures:
+    """Our head in the recorded poses of the test frames, which were held out for their yaw.
 
     Returns:
         'views/held_out_12_15/NAME' for each BIN of degrees off the clip's median yaw, and, of
         validation frames, 'views/held_out_0_12/NAME': ssim and psnr (dB) over the head with
-        intervals, and the number of frames (at most 24 are drawn).
+        intervals, and the number of frames (at most 24 are drawn). A test frame that the dataset's
+        fit turns less than the limit, by which an earlier fit chose it, counts in the first bin.
     """
     limit = float(dataset.meta["held_out_yaw"])
-    usual = dataset.frames("validation")
-    calm = runs.motion_of(run, speaker, dataset.mel, usual)
+    usual, frames = dataset.frames("validation"), dataset.frames("test")
+    calm, motion = (runs.motion_of(run, speaker, dataset.mel, f) for f in (usual, frames))
     figures = _under(f"held_out_0_{limit:g}", _recorded(run, speaker, dataset, calm, usual))
     yaws = turn(dataset.track["head_to_world"], np.eye(4, dtype=np.float32))
     off = np.abs(yaws - np.median(yaws[dataset.track["found"]]))[frames]

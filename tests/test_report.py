@@ -112,7 +112,9 @@ def test_notes_say_what_must_be_known(figures):
     assert "71% of windows" in text and "NOT proved" in text
     assert "NOT proved" not in "\n".join(report.notes(figures | {"judge/proved": "yes"}))
     assert "LPIPS: not available: <no weights>" in text
-    assert "absent AU14" in text and "its last 3 frames" in text
+    assert "absent AU14" in text and "its last 3 frames" in text and "the truth" not in text
+    truth = "\n".join(report.notes(figures | {"views/truth": "landmarks are the truth"}))
+    assert "Turned views: landmarks are the truth." in truth
 
 
 def test_two_videos_need_no_more_than_their_figures(tmp_path, capsys):
@@ -123,6 +125,19 @@ def test_two_videos_need_no_more_than_their_figures(tmp_path, capsys):
     assert "its last 3 frames" in capsys.readouterr().out
     report.write(tmp_path, page_of(VIDEOS, figures))
     assert "The worst frames" in (tmp_path / "report.html").read_text()
+
+
+NAMES = ("clip [dQw4w9WgXcQ].mp4", "a[/b].mp4", "[red]c.mp4", "d:smile:.mp4")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_printed_as_they_are(figures, capsys, name):
+    report.show(figures | {"note/0": f"{name}: is a note.", "split": name, "ours/lpips": "[b]"})
+    printed = capsys.readouterr().out
+    assert f"{name}: is a note." in printed and f"five figures ({name}, 50" in printed
+    assert "[b]" in printed
+    report.show_against(figures | {"against": name})
+    assert f"Against {name}, frame by frame" in capsys.readouterr().out
 
 
 def test_show_against_prints_the_differences(figures, capsys):

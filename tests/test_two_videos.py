@@ -264,6 +264,13 @@ def test_lengths_more_than_a_second_apart_are_refused(frames, second, tmp_path):
             assert part in str(error.value)
 
 
+def test_a_video_up_to_a_second_longer_is_cut_and_it_is_told(frames, second, tmp_path):
+    longer = _clip(tmp_path / "longer.mp4", frames[:35])
+    pair = two_videos.load_pair(longer, second)
+    assert f"{longer}: its last 10 of 35 frames are left out." in pair.notes
+    assert {len(film.images) for film in pair.films.values()} == {25} == {len(pair.masks)}
+
+
 def test_another_shape_is_refused(frames, second, tmp_path):
     wide = _clip(tmp_path / "wide.mp4", [np.pad(f, ((0, 0), (0, 64), (0, 0))) for f in frames[:25]])
     with pytest.raises(UserError, match=r"wide.mp4: is 288 × 224 but .*second.mp4 224 × 224"):

@@ -1,5 +1,7 @@
+import io
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -145,9 +147,6 @@ def test_filmed_views_are_the_datasets_pictures_with_true_masks_and_depths(
     assert (np.isfinite(front.depth) == front.seen).mean() > 0.995
     hit = np.isfinite(depth)
     assert np.median(front.depth[front.seen]) == pytest.approx(np.median(depth[hit]), rel=0.01)
-    with pytest.raises(UserError, match="is not the speaker"):
-        side = views._filmed(synthetic_speaker, crop, config, FRAMES, "view_0")
-        views._check_same_speaker(synthetic_speaker, dataset, FRAMES[0], side)
 
 
 def test_true_landmarks_fall_on_the_filmed_head_through_our_cameras(
@@ -191,22 +190,104 @@ def test_the_recorded_picture_is_no_turned_view(figures):
     assert figures["views/yaw+30/front_ssim"] < 0.8
 
 
-def test_other_folders_are_refused(untrained, dataset, synthetic_speaker, tmp_path):
-    speaker, frames = untrained.speakers[0], dataset.frames("test")
+def test_a_dataset_made_with_the_truth_is_said_to_be(figures, synthetic_speaker, dataset):
+    assert dataset.meta["synthetic"]
+    words = figures["views/truth"]
+    assert "speaker's truth" in words and f"prepare {synthetic_speaker / 'video.mp4'}" in words
 
-    def measure(folder):
-        return views.synthetic(untrained, speaker, dataset, frames, folder)
 
-    with pytest.raises(UserError, match="truth.npz: not there.*synthesize"):
-        measure(tmp_path)
-    other = tmp_path / "other"
-    shutil.copytree(synthetic_speaker, other)
-    shutil.copy(other / "view_0.mp4", other / "video.mp4")
-    with pytest.raises(UserError, match="other: is not the speaker"):
-        measure(other)
-    np.savez(other / "front.npz", frames=[0])
-    with pytest.raises(UserError, match="front.npz: holds no depth, mask"):
-        measure(other)
+def test_nothing_is_said_of_the_truth_where_the_film_alone_was_prepared(
+    untrained, synthetic_speaker, dataset, monkeypatch
+):
+    dataset.meta["synthetic"] = False
+    monkeypatch.setattr(runs, "motion_of", lambda *_: {})
+    monkeypatch.setattr(views, "_cameras", lambda truth: iter(()))
+    frames = dataset.frames("test")
+    found = views.synthetic(untrained, untrained.speakers[0], dataset, frames, synthetic_speaker)
+    assert "views/fit_mm" in found and "views/truth" not in found
+
+
+@pytest.fixture
+def copied(synthetic_speaker, tmp_path):
+    return shutil.copytree(synthetic_speaker, tmp_path / "other")
+
+
+@pytest.fixture
+def refused(untrained, dataset, monkeypatch):
+    """Asserts that a folder is refused, in one line that matches, before anything is drawn."""
+
+    def check(folder, match, frames=None):
+        frames = dataset.frames("test") if frames is None else frames
+        with pytest.raises(UserError, match=match) as error:
+            views.synthetic(untrained, untrained.speakers[0], dataset, frames, folder)
+        assert "\n" not in str(error.value)
+
+    monkeypatch.setattr(views, "_draw", lambda *_: pytest.fail("something was drawn"))
+    return check
+
+
+def test_a_good_folder_passes_the_check(untrained, dataset, synthetic_speaker):
+    frames = dataset.frames("test")
+    views.check_folder(untrained.speakers[0], dataset, frames, synthetic_speaker)
+
+
+def test_other_folders_are_refused(refused, copied, tmp_path):
+    refused(tmp_path, "truth.npz: not there.*synthesize")
+    refused(copied, "other: none of its depth maps", frames=np.array([1, 2, 3]))
+    shutil.copy(copied / "view_0.mp4", copied / "video.mp4")
+    refused(copied, "other: is not the speaker")
+    np.savez(copied / "front.npz", frames=[0])
+    refused(copied, "front.npz: holds no depth, mask")
+
+
+NEEDED = (
+    "head_points rotvec translation intrinsics view_yaw view_pitch view_camera_to_world".split()
+)
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_truth_that_lacks_something_is_named(refused, copied, truth, name):
+    np.savez(copied / "truth.npz", **{key: truth[key] for key in truth if key != name})
+    refused(copied, f"truth.npz: holds no {name}; .*synthesize")
+
+
+def test_a_truth_of_other_landmarks_is_named(refused, copied, truth):
+    np.savez(copied / "truth.npz", **truth | {"head_points": np.zeros((5, 3))})
+    refused(copied, "truth.npz: its head_points are not 68 landmarks")
+
+
+@pytest.mark.parametrize("name", ["truth.npz", "front.npz", "view_0.npz"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "text", "array", "empty"])
+def test_damaged_files_are_named(refused, copied, name, damage):
+    path = copied / name
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as file:
+        member = file.getinfo("rotvec.npy" if name == "truth.npz" else "depth.npy")
+    middle = member.header_offset + member.compress_size // 2
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    contents = {
+        "cut": whole[:middle],
+        "changed": whole[:middle] + b"\xff" * 32 + whole[middle + 32 :],
+        "text": b"no arrays",
+        "array": array.getvalue(),
+        "empty": b"",
+    }
+    path.write_bytes(contents[damage])
+    refused(copied, f"{name}: damaged .*synthesize")
+
+
+def test_cameras_that_miss_frames_are_named(refused, copied):
+    with np.load(copied / "view_0.npz") as stored:
+        arrays = dict(stored)
+    np.savez(copied / "view_0.npz", **{key: value[1:] for key, value in arrays.items()})
+    refused(copied, "view_0.npz: lacks frames of front.npz")
+    shutil.copy(copied / "front.npz", copied / "view_0.npz")
+    film = copied / "view_0.mp4"
+    video.write_video(film, [np.zeros((64, 64, 3), np.uint8)] * 2)
+    refused(copied, "view_0.mp4: ends before frame 20;", FRAMES[:2])
+    film.unlink()
+    refused(copied, "view_0.mp4: no such file")
 
 
 # ---- real speakers
@@ -289,14 +370,19 @@ def test_a_head_without_a_face_is_said_to_have_none(assets, untrained, dataset):
     assert found["views/frames"] == 3 and not any("held_out" in name for name in found)
 
 
-def test_frames_held_out_for_their_yaw_are_measured_by_how_far_they_turn(untrained, dataset):
+def test_frames_held_out_for_their_yaw_are_measured_by_how_far_they_turn(
+    untrained, dataset, monkeypatch
+):
+    """They are the test frames, even where another split is looked at from other sides."""
     track, frames = dataset.track, dataset.frames("test")
     yaw = np.degrees(np.arctan2(track["head_to_world"][:, 0, 2], -track["head_to_world"][:, 2, 2]))
     off = np.abs(yaw - np.median(yaw))[frames]
     limit = float(np.floor(off.min()))
     dataset.meta["held_out_yaw"] = limit
-    motion = some_motion(untrained, dataset, frames)
-    found = views.held_out(untrained, untrained.speakers[0], dataset, motion, frames)
+    monkeypatch.setattr(views, "YAWS", ())  # no other sides
+    looked_at = dataset.frames("validation")
+    motion = some_motion(untrained, dataset, looked_at)
+    found = views.real(untrained, untrained.speakers[0], dataset, motion, looked_at)
     counts = np.bincount(((off - limit) // views.BIN).astype(int))
     for k in np.flatnonzero(counts):
         title = f"views/held_out_{limit + 3 * k:g}_{limit + 3 * k + 3:g}"

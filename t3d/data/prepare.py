@@ -110,7 +110,7 @@ class Bars:
     def __init__(self):
         self._console, self._out = Console(stderr=True), sys.stdout
         self._progress = Progress(
-            TextColumn("{task.description:<14}"),
+            TextColumn("{task.description:<14}", markup=False),  # file names hold brackets
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -9,7 +9,7 @@ from t3d import camera as cameras
 from t3d.data import framing, quality, video
 from t3d.data.parts import Parts, fingerprint, pack, unpack
 from t3d.data.pipeline import Source, window_starts
-from t3d.data.prepare import open_clip, openface_labels, prepare
+from t3d.data.prepare import Bars, open_clip, openface_labels, prepare
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.data.synthetic import synthesize
 from t3d.errors import UserError
@@ -376,6 +376,15 @@ def test_video_without_a_face_leaves_nothing(tmp_path, assets):
     with pytest.raises(UserError, match=r"wall.mp4: a face was found in no frame"):
         prepare(source, tmp_path / "new" / "out", prior="procedural")
     assert [p.name for p in tmp_path.iterdir()] == ["wall.mp4"]
+
+
+@pytest.mark.parametrize("name", ["clip [dQw4w9WgXcQ].mp4", "a[/b].mp4"])
+def test_bars_show_the_names_of_files_as_they_are(name, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    monkeypatch.setenv("COLUMNS", "140")
+    with Bars() as bars:
+        assert list(bars.over(name, range(3), 3)) == [0, 1, 2]
+    assert name in capsys.readouterr().err
 
 
 def test_warnings_name_what_is_wrong(prepared):
