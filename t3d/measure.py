@@ -35,6 +35,7 @@ from t3d.prior.morphable import EXPRESSION_STD
 from t3d.run import Run
 
 FINDER_SIZE = 256  # smaller images are enlarged for MediaPipe
+LPIPS_BATCH = 8  # images that fit into memory at once
 HIGHEST_PSNR = 100.0  # dB given to a frame that is better or equal to the truth's to the bit
 NO_FIGURE = "not available"
 
@@ -117,6 +118,7 @@ def series_of(
     judge: Judge | str,
     weights: lpips.Weights | str,
     sound: np.ndarray | None = None,
+    lpips_every: int = 1,
 ) -> Series:
     """All that is measured of a film by frame.
 
@@ -124,6 +126,7 @@ def series_of(
         images: uint8 [T, s, s, 3]; marks: of its faces.
         judge: of lip sync, or why there is none; weights: of LPIPS, or why there are none.
         sound: [N] of the film, as long as the truth's; the truth's own if None.
+        lpips_every: frames from one that LPIPS is taken of to the next; NaN between.
 
     Returns:
         [T] each: ssim, ssim_head, psnr, psnr_head, lpips; lmd (% of the eye distance), lmd_px;
@@ -136,7 +139,7 @@ def series_of(
     sound = truth.sound if sound is None else sound
     return {
         **image.image_series(images, truth.images, truth.masks),
-        "lpips": _lpips(weights, images, truth.images),
+        "lpips": _lpips(weights, images, truth.images, lpips_every),
         "lmd": off.aligned,
         "lmd_px": off.pixels,
         "opening": marks.opening,
@@ -153,14 +156,16 @@ def series_of(
     }
 
 
-def _lpips(weights: lpips.Weights | str, images: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def _lpips(weights: lpips.Weights | str, images, truth, every: int) -> np.ndarray:
     if isinstance(weights, str):
         return np.array(weights)
 
     def distance(a: np.ndarray, b: np.ndarray) -> jax.Array:
         return lpips.distance(weights, a.astype(np.float32) / 255, b.astype(np.float32) / 255)
 
-    return runs.in_batches(distance, images, truth, size=8)
+    series = np.full(len(images), np.nan)
+    series[::every] = runs.in_batches(distance, images[::every], truth[::every], size=LPIPS_BATCH)
+    return series
 
 
 def _sync(judge: Judge | str, images: np.ndarray, truth: Truth, sound: np.ndarray) -> np.ndarray:

@@ -35,7 +35,6 @@ UNLIKE = 0.02  # of the aspect ratio that two videos may differ by
 SLACK = 1.0  # seconds that one may be longer by
 CROWD = 0.05  # share of frames with a second face above which it is told
 LPIPS_FRAMES, LPIPS_APART = 50, 5  # frames it is taken of if there are so many; most left between
-LPIPS_BATCH = 8  # images that fit into memory at once
 STEP = video.RATE // video.FPS  # samples of a frame
 
 
@@ -346,8 +345,8 @@ def _truth(pair: Pair, labels: dict[str, np.ndarray] | None) -> Truth:
 def _series(film: Film, truth: Truth, judge: Judge | str, weights) -> Series:
     """One film beside the truth; lips are judged in its own face boxes and with its own sound."""
     beside, judge = replace(truth, boxes=film.boxes), _hearing(judge, film)
-    series = measure.series_of(film.images, beside, film.marks, judge, NO_FIGURE, film.sound)
-    return series | {"lpips": _lpips(weights, film.images, truth.images)}
+    every = lpips_every(len(film.images))
+    return measure.series_of(film.images, beside, film.marks, judge, weights, film.sound, every)
 
 
 def _own_series(like: Series, film: Film, truth: Truth, judge: Judge | str) -> Series:
@@ -366,20 +365,6 @@ def _hearing(judge: Judge | str, film: Film) -> Judge | str:
     if film.sound is None and not isinstance(judge, str):
         return f"{NO_FIGURE}: {film.path} has no sound"
     return judge
-
-
-def _lpips(weights: lpips.Weights | str, images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """[T] LPIPS of some of the frames, NaN between; or why there is none."""
-    if isinstance(weights, str):
-        return np.array(weights)
-
-    def distance(a: np.ndarray, b: np.ndarray):
-        return lpips.distance(weights, a.astype(np.float32) / 255, b.astype(np.float32) / 255)
-
-    rows = np.arange(0, len(images), lpips_every(len(images)))
-    series = np.full(len(images), np.nan)
-    series[rows] = runs.in_batches(distance, images[rows], truth[rows], size=LPIPS_BATCH)
-    return series
 
 
 def lpips_every(count: int) -> int:

@@ -132,12 +132,25 @@ def test_comparison_is_paired_and_says_when_it_separates():
     assert found["ssim_head"].separates
     assert found["ssim_head"].difference == pytest.approx(0.02, abs=1e-3)
     assert found["ssim_head"].low < found["ssim_head"].difference < found["ssim_head"].high
+    rows = uncertainty.rows(LENGTH, uncertainty.block_of(LENGTH))
+    drawn = (a["ssim_head"] - b["ssim_head"])[rows].mean(1)
+    interval = found["ssim_head"].low, found["ssim_head"].high
+    assert interval == pytest.approx(uncertainty.bounds(drawn))
     alone = measure.figures(a)
     assert alone["ssim_head_high"] - alone["ssim_head_low"] > 0.04  # unpaired, it would drown
     assert not found["lmd"].separates and found["lmd"].difference == 0
     assert "psnr_head" not in found
     with pytest.raises(ValueError, match="equal length"):
         measure.compare(a, series(5, 40))
+
+
+def test_a_difference_inside_the_noise_is_called_so():
+    wrong = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        a, b = (series(1, 160) | {"lmd": np.repeat(rng.normal(size=16), 10)} for _ in range(2))
+        wrong += measure.compare(a, b)["lmd"].separates
+    assert wrong <= 10
 
 
 def test_parts_of_a_clip_measured_on_several_hosts_are_the_whole_clip():

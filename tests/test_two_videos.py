@@ -195,7 +195,7 @@ def test_lpips_of_a_frame_is_the_networks_and_nothing_between():
     weights |= {f"lin{i}": rng.uniform(0, 1, shape[0]) for i, shape in shapes.items()}
     weights = {name: value.astype(np.float32) for name, value in weights.items()}
     a, b = rng.integers(0, 256, (2, 101, 64, 64, 3)).astype(np.uint8)
-    found = two_videos._lpips(weights, a, b)
+    found = measure._lpips(weights, a, b, two_videos.lpips_every(len(a)))
     assert np.isnan(found[1::2]).all() and np.isfinite(found[::2]).all() and found[0] > 0
     expected = lpips.distance(weights, a[40:41] / np.float32(255), b[40:41] / np.float32(255))
     assert found[40] == pytest.approx(float(expected[0]), rel=1e-5)

@@ -86,34 +86,6 @@ def interval(
     return bounds(np.array([figure(*(s[r] for s in series)) for r in picked], float), level)
 
 
-def paired(
-    figure: Figure,
-    a: tuple[np.ndarray, ...],
-    b: tuple[np.ndarray, ...],
-    block: int | None = None,
-    n: int = RESAMPLES,
-    seed: int = 0,
-) -> Paired:
-    """The difference of two systems' figures on the same frames, a's minus b's.
-
-    The same rows are drawn for both, so what makes a frame hard for both cancels.
-
-    Args:
-        figure: of the series of one system, as in `interval`.
-        a, b: the series of the two, all with the same first axis.
-        block, n, seed: as in `interval`.
-    """
-    count = len(a)
-
-    def difference(*series: np.ndarray) -> float:
-        mine, others = figure(*series[:count]), figure(*series[count:])
-        return 0.0 if mine == others else mine - others
-
-    low, high = interval(difference, *a, *b, block=block, n=n, seed=seed)
-    found = float(difference(*_arrays((*a, *b))))
-    return Paired(found, low, high, bool(low > 0 or high < 0))
-
-
 def _arrays(series: tuple[np.ndarray, ...]) -> list[np.ndarray]:
     series = [np.asarray(s) for s in series]
     if len({len(s) for s in series}) != 1 or not len(series[0]):

@@ -70,36 +70,6 @@ def test_unknown_frames_and_figures_that_are_none_do_no_harm():
     assert uncertainty.bounds(np.full(10, np.inf)) == (np.inf, np.inf)
 
 
-def test_a_small_difference_on_the_same_hard_and_easy_frames_separates():
-    rng = np.random.default_rng(2)
-    hard = 5 * _slow(rng, 300)
-    a, b = hard + 0.5 + 0.2 * rng.normal(size=300), hard
-    found = uncertainty.paired(np.mean, (a,), (b,))
-    assert found.low < 0.5 < found.high and found.high - found.low < 0.2 and found.separates
-    assert found.difference == pytest.approx((a - b).mean())
-    other = uncertainty.paired(np.mean, (b,), (a,))
-    assert (other.low, other.high) == pytest.approx((-found.high, -found.low), abs=0.02)
-
-
-def test_a_difference_inside_the_noise_is_called_so():
-    rng = np.random.default_rng(3)
-    wrong = 0
-    for _ in range(50):
-        a, b = _slow(rng, 300), _slow(rng, 300)
-        wrong += uncertainty.paired(np.mean, (a,), (b,), n=200).separates
-    assert wrong <= 10
-
-
-def test_a_system_against_itself_differs_by_nothing():
-    a = np.random.default_rng(0).normal(size=(2, 60))
-    same = uncertainty.paired(lips.pearson, tuple(a), tuple(a), n=50)
-    assert (same.difference, same.low, same.high, same.separates) == (0, 0, 0, False)
-    endless = uncertainty.paired(np.mean, (np.full(60, np.inf),), (np.full(60, np.inf),), n=50)
-    assert endless.difference == 0 and not endless.separates
-    unknown = uncertainty.paired(np.mean, (a[0] * np.nan,), (a[1],), n=50)
-    assert np.isnan(unknown.difference) and not unknown.separates
-
-
 def test_series_of_other_lengths_are_refused():
     with pytest.raises(ValueError, match="one length"):
-        uncertainty.paired(np.mean, (np.zeros(5),), (np.zeros(6),))
+        uncertainty.interval(lambda a, b: (a - b).mean(), np.zeros(5), np.zeros(6))
