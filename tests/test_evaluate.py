@@ -153,7 +153,9 @@ def test_evaluation_looks_from_the_other_cameras_of_a_synthetic_speaker(
     untrained, dataset, synthetic_speaker, monkeypatch
 ):
     asked = []
-    monkeypatch.setattr(evaluate.turned, "synthetic", lambda *a: asked.append(a) or {"views/a": 1.0})
+    monkeypatch.setattr(
+        evaluate.turned, "synthetic", lambda *a: asked.append(a) or {"views/a": 1.0}
+    )
     monkeypatch.setattr(evaluate.turned, "real", lambda *a: asked.append(a) or {"views/b": 2.0})
     frames, speaker = dataset.frames("test"), untrained.speakers[0]
     look = partial(evaluate._view_figures, untrained, speaker, dataset, None, frames)
