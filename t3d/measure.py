@@ -34,7 +34,6 @@ from t3d.prior import basis
 from t3d.prior.morphable import EXPRESSION_STD
 from t3d.run import Run
 
-FINDER_SIZE = 256  # smaller images are enlarged for MediaPipe
 LPIPS_BATCH = 8  # images that fit into memory at once
 HIGHEST_PSNR = 100.0  # dB given to a frame that is better or equal to the truth's to the bit
 NO_FIGURE = "not available"
@@ -84,7 +83,7 @@ class Truth:
 def by_mediapipe(images: np.ndarray) -> Marks:
     """Looks for the face in a film uint8 [T, s, s, 3] with MediaPipe's FaceLandmarker."""
     size = images.shape[1]
-    side = max(size, FINDER_SIZE)
+    side = max(size, landmarks.FINDER_SIZE)
     seen = landmarks.detect(video.resize(i, side) if side > size else i for i in images)
     au, _ = action_units.from_blendshapes(
         seen.blendshapes, tuple(landmarks.BLENDSHAPES), seen.points68

@@ -170,7 +170,7 @@ def _fits(stage: str, record: dict, mine: dict, theirs: dict) -> bool:
         and entry["steps"] == ours["stages"][stage]["steps"]
         and entry["settings"]["config"] == schedule
         and all(name in mine for name in needed)
-        and all(entry["settings"]["frozen"][name] == mine[name]["sha256"] for name in needed)
+        and all(entry["settings"]["frozen"].get(name) == mine[name]["sha256"] for name in needed)
     )
 
 
@@ -216,7 +216,7 @@ def _check_whole(member: Member) -> None:
         settings, wanted = stages[name]["settings"], member.config.stages[name].to_dict()
         schedule = {k: v for k, v in wanted.items() if k not in trainer.SCHEDULE}
         if settings["config"] != schedule or any(
-            settings["frozen"][need] != stages[need]["sha256"] for need in talker.NEEDS[name]
+            settings["frozen"].get(need) != stages[need]["sha256"] for need in talker.NEEDS[name]
         ):
             raise UserError(
                 f"{member.folder}: its stage {name} was trained before what it hangs on changed; "

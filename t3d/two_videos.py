@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,6 @@ from t3d.metrics import action_units
 from t3d.peers import lpips
 
 LARGEST = 512  # pixels: side of the square that is compared
-FINDER_SIZE = 256  # smaller pictures are enlarged for MediaPipe
 UNLIKE = 0.02  # of the aspect ratio that two videos may differ by
 SLACK = 1.0  # seconds that one may be longer by
 CROWD = 0.05  # share of frames with a second face above which it is told
@@ -200,21 +199,16 @@ def _find(frames: Iterator[np.ndarray]) -> tuple[Landmarks, tuple[int, int]]:
     """The faces of frames uint8 [h, w, 3], in their pixels, and (h, w)."""
     first = next(frames)
     height, width = shape = first.shape[:2]
-    scale = max(1.0, FINDER_SIZE / min(shape))
+    scale = max(1.0, landmarks.FINDER_SIZE / min(shape))
     larger = round(height * scale), round(width * scale)
 
     def enlarged() -> Iterator[np.ndarray]:
-        for frame in _chain(first, frames):
+        for frame in chain([first], frames):
             yield video.resize(frame, larger) if scale > 1 else frame
 
     seen = landmarks.detect(enlarged())
     back = np.array([width / larger[1], height / larger[0]])
     return replace(seen, points68=seen.points68 * back, lips79=seen.lips79 * back), shape
-
-
-def _chain(first, rest) -> Iterator:
-    yield first
-    yield from rest
 
 
 def _square(seen: Landmarks, shape: tuple[int, int]) -> Square:

@@ -35,7 +35,6 @@ from t3d.talker import Motion
 MOST_FRAMES = 24  # that a view is looked at in
 YAWS = (0.0, 10.0, -10.0, 20.0, -20.0, 30.0, -30.0, 45.0, -45.0)  # degrees: of a real speaker
 BIN = 3.0  # degrees of yaw of the turned frames that were held out
-FINDER_SIZE = 256  # smaller images are enlarged for MediaPipe
 FEWEST_FACES = 8  # that a shape is fitted to
 SAME = 10.0  # of 255: most by which a picture of a film and of its dataset differ, on average
 HAIR = 0.1  # of the room for hair: where there is less of it, a vertex is face
@@ -435,7 +434,7 @@ def _mesh(speaker: Speaker, expression, poses, views, size: int) -> tuple[np.nda
 
 def _detect(images: np.ndarray) -> Landmarks:
     """The face in each image uint8 [n, s, s, 3] on its own; its points as fractions of the side."""
-    side = max(images.shape[1], FINDER_SIZE)
+    side = max(images.shape[1], landmarks.FINDER_SIZE)
     large = (i if side == len(i) else video.resize(i, side) for i in images)
     seen = landmarks.detect(large, video=False)
     return Landmarks(

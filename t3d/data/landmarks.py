@@ -28,6 +28,7 @@ MEDIAPIPE_LIPS = (
     78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191,
 )
 # fmt: on
+FINDER_SIZE = 256  # pixels: callers enlarge smaller images, in which MediaPipe finds less
 LIPS79 = MEDIAPIPE_LIPS[:79]  # all but 191, beside the inner corner at image left
 
 # ICT-FaceKit's expression names, in its order, and MediaPipe's name for each.
