@@ -35,6 +35,12 @@ def get_config(paper: bool = False) -> ConfigDict:
     config.size = 512  # side of the images, pixels
     config.dtype = "float32"  # or bfloat16: of the networks' matrix products
     config.mel_steps = 16  # length of LipNet's and StyleNet's window, 80 a second
+    config.mesh = dict(  # devices along each axis; -1: all that are left (docs/scaling.md)
+        population=1,  # members of a population
+        data=-1,  # frames of a batch
+        model=1,  # rays of a frame, and the parameters that the rules name
+        rules=("codebook=model",),  # REGEX=AXIS, found in a parameter's path: split there
+    )
 
     config.sync = dict(
         width=64,

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from t3d import __version__
+from t3d import __version__, hosts
 from t3d.errors import UserError
 
 Params = Any
@@ -37,7 +41,8 @@ def _name(path: tuple) -> str:
     return "/".join(map(str, parts))
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their path, "params/params/au_codebook"; in the tree's order."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {_name(path): leaf for path, leaf in leaves}
 
@@ -52,14 +57,56 @@ def params_sha256(params: Params) -> str:
         64 hexadecimal digits. Dicts, lists and tuples with the same paths count as the same.
     """
     digest = hashlib.sha256()
-    for name, leaf in sorted(_named_leaves(params).items()):
+    for name, leaf in sorted(named_leaves(params).items()):
         array = np.asarray(leaf)
         digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 
+def fingerprint(tree: Any) -> int:
+    """Fingerprint of a tree of arrays that may lie on several devices and hosts.
+
+    Other than `params_sha256` it needs no array whole in one place: every element's bits are
+    multiplied by an odd number that depends on its place, and summed modulo 2³². Any one changed
+    element changes it; so do other paths, shapes and dtypes. All processes of a job must call it.
+    """
+    leaves = named_leaves(tree)
+    names = "\0".join(f"{name} {leaf.dtype} {leaf.shape}" for name, leaf in leaves.items())
+    sums = np.array([_weighted_bits(leaf) for leaf in leaves.values()], np.uint32)
+    if jax.process_count() > 1:
+        sums = multihost_utils.process_allgather(sums).sum(0, dtype=np.uint32)
+    return zlib.crc32(sums.tobytes(), zlib.crc32(names.encode()))
+
+
+def _weighted_bits(leaf: Any) -> np.uint32:
+    """The sum over the elements that this process is the one to count."""
+    if not isinstance(leaf, jax.Array):
+        return _shard_sum(np.asarray(leaf), [slice(0, n) for n in np.shape(leaf)], np.shape(leaf))
+    shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+    sums = [_shard_sum(np.asarray(shard.data), shard.index, leaf.shape) for shard in shards]
+    return np.sum(sums, dtype=np.uint32) if sums else np.uint32(0)
+
+
+def _shard_sum(values: np.ndarray, index: Sequence[slice], shape: tuple[int, ...]) -> np.uint32:
+    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").astype(np.uint32)
+    place = np.zeros((1,) * len(shape), np.uint32)
+    for axis, (cut, size) in enumerate(zip(index, shape, strict=True)):
+        along = np.arange(*cut.indices(size), dtype=np.uint32)
+        place = place * np.uint32(size) + along.reshape(-1, *[1] * (len(shape) - axis - 1))
+    weight = (2 * place + np.uint32(1)) * np.uint32(0x9E3779B1)
+    return np.sum(bits.reshape(values.shape) * weight, dtype=np.uint32)
+
+
 # ---- parameters
+
+
+def _by_this_process() -> ocp.options.MultiprocessingOptions:
+    """Parameters are read and written by one process, without waiting for the job's others."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"t3d-{me}"
+    )
 
 
 def save_params(path: str | os.PathLike, params: Params) -> str:
@@ -80,7 +127,7 @@ def save_params(path: str | os.PathLike, params: Params) -> str:
     sha256 = params_sha256(host)
     new = path.with_name(path.name + ".new")
     writable_folder(path.parent)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=_by_this_process()) as checkpointer:
         checkpointer.save(new, host, force=True, custom_metadata={"sha256": sha256})
     shutil.rmtree(path, ignore_errors=True)
     new.rename(path)
@@ -120,7 +167,8 @@ def load_params(path: str | os.PathLike) -> Params:
 
 
 def _read_params(path: Path) -> tuple[Params, str | None]:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_by_this_process())
+    with ocp.Checkpointer(handler, multiprocessing_options=_by_this_process()) as checkpointer:
         metadata = checkpointer.metadata(path)
         if metadata.item_metadata is None:
             raise ValueError("its metadata is missing")
@@ -134,7 +182,7 @@ def _read_params(path: Path) -> tuple[Params, str | None]:
 def _check_size(path: Path, metadata_tree: Any) -> None:
     """Refuses arrays that are not numbers or that the files cannot possibly hold."""
     claimed = 0
-    for name, leaf in _named_leaves(metadata_tree).items():
+    for name, leaf in named_leaves(metadata_tree).items():
         if not hasattr(leaf, "shape") or leaf.dtype is None:
             raise UserError(f"{path}: {name} is not an array; these are no parameters of t3d")
         claimed += int(np.prod(leaf.shape, dtype=object)) * np.dtype(leaf.dtype).itemsize
@@ -157,8 +205,9 @@ def _first_line(error: Exception) -> str:
 class StateStore:
     """The numbered training states of one stage, the newest two kept.
 
-    Each holds the state (a tree of arrays), its fingerprint, and notes (JSON). Saving copies the
-    state to the host and writes in the background.
+    Each holds the state (a tree of arrays, wherever they lie), its fingerprint, and notes (JSON).
+    Saving copies the state to the host and writes in the background. In a job of several processes
+    all of them call each method, and each writes and reads its own part.
     """
 
     def __init__(self, folder: str | os.PathLike, log: Callable[[str], None] = print):
@@ -188,21 +237,39 @@ class StateStore:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, notes: dict) -> None:
-        """Saves a state under its step (returns before it is on disk; see `wait`)."""
+        """Saves a state under its step (returns before it is on disk; see `wait`).
+
+        Raises:
+            UserError: this state, or one still being written, could not be saved.
+        """
         if step == self.latest_step():
             return
-        host = jax.tree.map(lambda leaf: np.array(leaf), state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(host),
-                notes=ocp.args.JsonSave(notes | {"sha256": params_sha256(host)}),
-            ),
-        )
+        if jax.default_backend() == "cpu":  # where Orbax's copy is the very buffer we donate
+            state = jax.tree.map(jnp.copy, state)
+        with self._said(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    notes=ocp.args.JsonSave(notes | {"fingerprint": fingerprint(state)}),
+                ),
+            )
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when all that was saved is on disk; raises as `save` does."""
+        with self._said(self.latest_step()):
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _said(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise UserError(
+                f"{self.folder}: the state of step {step} could not be saved "
+                f"({_first_line(error)}); those saved before are whole: free disk space or mend "
+                "what it says, and run the same command again"
+            ) from error
 
     def restore(self, template: Any) -> tuple[Any, dict] | None:
         """The newest state that is whole, with its notes; None if there is none.
@@ -210,23 +277,37 @@ class StateStore:
         A damaged state is named, removed, and the one before it taken.
 
         Args:
-            template: tree of jax.ShapeDtypeStruct with shardings, of the state's structure.
+            template: tree of jax.ShapeDtypeStruct with shardings, of the state's structure; the
+                devices need not be those that saved it.
 
         Raises:
             UserError: the states have other shapes, so another config made them.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                return self._restore_step(step, template)
-            except UserError:
-                raise
-            except Exception as error:
-                self.log(
-                    f"{self.folder / str(step)}: this checkpoint is damaged "
-                    f"({_first_line(error)}); removed, going back to the one before it"
-                )
-                self._remove(step)
+            restored, damage = self._try(step, template)
+            if restored is not None:
+                return restored
+            self.log(
+                f"{self.folder / str(step)}: this checkpoint is damaged ({damage}); removed, going "
+                "back to the one before it"
+            )
+            self._remove(step)
         return None
+
+    def _try(self, step: int, template: Any) -> tuple[tuple[Any, dict] | None, str]:
+        """The state of a step, or what is wrong with it as the first process that knows says."""
+        restored, damage = None, ""
+        try:
+            restored = self._restore_step(step, template)
+        except UserError:
+            raise
+        except Exception as error:
+            damage = _first_line(error)
+        if jax.process_count() > 1:
+            whole = multihost_utils.process_allgather(np.array(restored is not None)).all()
+            restored = restored if whole else None
+            damage = damage or "another host cannot read it"
+        return restored, damage
 
     def _restore_step(self, step: int, template: Any) -> tuple[Any, dict]:
         self._check_layout(step, template)
@@ -236,8 +317,8 @@ class StateStore:
                 state=ocp.args.StandardRestore(template), notes=ocp.args.JsonRestore()
             ),
         )
-        if restored.notes.pop("sha256") != params_sha256(restored.state):
-            raise ValueError("its sha256 is another than when it was saved")
+        if restored.notes.pop("fingerprint") != fingerprint(restored.state):
+            raise ValueError("its fingerprint is another than when it was saved")
         return restored.state, restored.notes
 
     def _check_layout(self, step: int, template: Any) -> None:
@@ -256,12 +337,14 @@ class StateStore:
                 )
 
     def _remove(self, step: int) -> None:
-        shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        if hosts.is_first():
+            shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        hosts.meet("damaged checkpoint removed")
         self._manager.reload()
 
 
 def _layout(tree: Any) -> dict[str, str]:
-    leaves = _named_leaves(tree).items()
+    leaves = named_leaves(tree).items()
     return {
         name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
         for name, leaf in leaves

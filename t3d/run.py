@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, partial
@@ -20,14 +21,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+import t3d
 from t3d import camera as cameras
-from t3d import checkpoint
+from t3d import checkpoint, hosts
 from t3d import config as configs
 from t3d import talker as talkers
 from t3d.camera import Camera
 from t3d.codes import HeadCodes
+from t3d.data.parts import fingerprint, write_atomically
 from t3d.data.pipeline import Source, centred_start, to_face, window_starts
 from t3d.data.speaker_dataset import SpeakerDataset, runs_of
 from t3d.errors import UserError
@@ -38,8 +42,9 @@ from t3d.prior.shell import Shell
 from t3d.speech import lipnet
 from t3d.speech.features import mel_window
 from t3d.talker import Motion, Talker
-from t3d.train import stages, trainer
+from t3d.train import sharding, stages, trainer
 
+CACHE = "cache"  # of a run: arrays that its stages' networks made, until it is finished
 BATCH = 8  # frames that a pass over a clip computes at once
 TEST_TIME = ("smooth",)  # settings that no training reads
 NOVEL_YAW, NOVEL_PITCH = 45.0, 20.0  # degrees: random cameras of the geometry terms
@@ -250,6 +255,7 @@ def render_frames(
         motion: of T frames; head_to_world, camera_to_world: [T, 4, 4]; illumination: [T, 27], the
             speaker's mean if None.
         standardised: also send the images through the Standardized Space.
+        batch: frames at a time; several devices divide them, or the rays of one frame.
 
     Yields:
         {nerf, standardised: uint8 [n, s, s, 3], alpha, depth: float32 [n, F, F]} of the next n
@@ -259,6 +265,8 @@ def render_frames(
     if illumination is None:
         illumination = np.broadcast_to(speaker.illumination, (frames, 27))
     draw = _drawer(run.talker, standardised)
+    mesh = _render_mesh(batch)
+    params = jax.device_put(run.params, sharding.replicated(mesh))
     for start in range(0, frames, batch):
         chosen = np.minimum(np.arange(start, start + batch), frames - 1)
         poses, views = head_to_world[chosen], camera_to_world[chosen]
@@ -274,8 +282,18 @@ def render_frames(
         view = View(
             Camera(np.broadcast_to(speaker.intrinsics, (batch, 4)), views), poses, _guide(guides)
         )
-        drawn = draw(run.params, codes, view, capacity_of(guides["active"]))
+        codes, view = jax.device_put((codes, view), sharding.batch_sharding(mesh))
+        with sharding.on(mesh):
+            drawn = draw(params, codes, view, capacity_of(guides["active"]))
         yield {name: np.asarray(image)[: frames - start] for name, image in drawn.items()}
+
+
+def _render_mesh(batch: int) -> Mesh:
+    """This host's devices: frames side by side, and the rays of each over the devices left."""
+    devices = jax.local_devices()
+    data = math.gcd(batch, len(devices))
+    sizes = {"population": 1, "data": data, "model": len(devices) // data}
+    return sharding.make_mesh(sizes, devices)
 
 
 def _guide(guides: Arrays) -> Guide:
@@ -326,10 +344,13 @@ def train(
         raise UserError(f"--stage {only}: no such stage; there are {', '.join(talkers.STAGES)}")
     check_config(config)
     check_datasets(config, datasets)
-    checkpoint.writable_folder(workdir)
-    training = _Training(config, datasets, workdir, log)
+    mesh = sharding.make_mesh(config.mesh)
+    member = Member(config, datasets, workdir, workdir / CACHE, log)
     for name in talkers.STAGES if only is None else [only]:
-        training.stage(name)
+        prepared = member.prepare(name)
+        trainer.run(prepared.stage, prepared.training, mesh, config.mesh.rules, member.log)
+    if only is None and hosts.is_first():
+        shutil.rmtree(workdir / CACHE, ignore_errors=True)
 
 
 CHOICES = {
@@ -408,45 +429,91 @@ def record_of(config: ConfigDict, datasets: list[SpeakerDataset]) -> dict:
     return {"config": json.loads(configs.to_json(config)), "data": data, "rows": rows}
 
 
-class _Training:
-    """Feeds the stages: datasets, and the arrays that earlier stages' networks make."""
+@dataclass(frozen=True)
+class Prepared:
+    """A stage of a run, ready to be trained.
 
-    def __init__(self, config, datasets, workdir, log):
-        self.config, self.datasets, self.workdir, self.log = config, datasets, workdir, log
+    Attributes:
+        stage; training: for `trainer.run`.
+        rows, capacity: of the networks (`talker.build`); facts: of the stages.
+        identity: tells trainings apart that would come out otherwise, for one stage and config.
+    """
+
+    stage: trainer.Stage
+    training: trainer.Training
+    rows: int
+    capacity: int
+    facts: stages.Facts
+    identity: tuple
+
+
+class Member:
+    """A run in training: feeds its stages with its datasets and what earlier networks make."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        datasets: list[SpeakerDataset],
+        workdir: Path,
+        cache: Path,
+        log: Callable[[str], None] = print,
+    ):
+        """Args: cache: folder of the arrays that earlier stages' networks make; runs can share it.
+        log: takes a line; on the job's first host."""
+        self.config, self.datasets, self.workdir, self.cache = config, datasets, workdir, cache
+        self.log = log if hosts.is_first() else lambda line: None
         record = record_of(config, datasets)
+        checkpoint.writable_folder(workdir)
         check_same_run(workdir, record["config"], record["data"])
         self.rows = np.cumsum([0] + [d.num_frames for d in datasets])
         self.speakers = [_speaker(d, int(row)) for d, row in zip(datasets, self.rows)]
-        _save_speakers(workdir, self.speakers)
-        checkpoint.update_run(workdir, **record)
+        hosts.meet("settings are checked")
+        if hosts.is_first():
+            _save_speakers(workdir, self.speakers)
+            checkpoint.update_run(workdir, **record)
+        hosts.meet("run.json is written")
         self.sources = {split: Source(datasets, split) for split in ("train", "validation")}
         self.arrays: dict[str, list[np.ndarray]] = {}
         self.capacity = config.nerf.rays**2
 
-    def stage(self, name: str) -> None:
-        """Trains one stage, or goes on with it."""
+    def prepare(self, name: str) -> Prepared:
+        """Readies one stage; its arrays are made only if it is not finished."""
         frozen = open_run(self.workdir, talkers.NEEDS[name]).params
-        done = checkpoint.read_run(self.workdir).get("stages", {}).get(name, {})
+        done = checkpoint.read_run(self.workdir).get("stages", {})
         finished = (self.workdir / "params" / name).is_dir()
-        if not finished or done.get("steps", -1) < self.config.stages[name].steps:
+        if not finished or done.get(name, {}).get("steps", -1) < self.config.stages[name].steps:
             self._make_arrays(name, frozen)
         talker = talkers.build(self.config, int(self.rows[-1]), self.capacity)
         stage = stages.make_stages(self.config, talker, self.facts)[name]
-        options = dict(size=self.config.size, mel_steps=self.config.mel_steps, arrays=self.arrays)
+        options = dict(size=self.config.size, mel_steps=self.config.mel_steps)
         settings, seed = stage.config, self.config.seed
-        trainer.run(
-            stage,
+        arrays = {key: value for key, value in self.arrays.items() if key in stage.fields}
+        training = trainer.Training(
             frozen,
-            lambda step: self.sources["train"].batches(
-                stage.fields, settings.batch_size, seed, name, step, **options
+            lambda step, rows: self.sources["train"].batches(
+                stage.fields,
+                settings.batch_size,
+                seed,
+                name,
+                step,
+                arrays=arrays,
+                rows=None if len(rows) == settings.batch_size else rows,
+                **options,
             ),
-            lambda: self.sources["validation"].even_batches(
-                stage.fields, settings.batch_size, settings.validation_batches, **options
+            lambda rows: self.sources["validation"].even_batches(
+                stage.fields,
+                settings.batch_size,
+                settings.validation_batches,
+                arrays=arrays,
+                rows=rows,
+                **options,
             ),
             self.workdir,
             seed,
-            self.log,
         )
+        needed = tuple(done[need]["sha256"] for need in talkers.NEEDS[name])
+        identity = (seed, *(d.meta["fingerprint"] for d in self.datasets), *needed)
+        return Prepared(stage, training, int(self.rows[-1]), self.capacity, self.facts, identity)
 
     @cached_property
     def facts(self) -> stages.Facts:
@@ -465,34 +532,69 @@ class _Training:
         return full
 
     def _make_arrays(self, name: str, frozen: dict) -> None:
+        nerf, space = self.config.nerf, self.config.space
         if name in ("lip", "prior"):
             self._need("identity_points_face", _identity_points)
         if name in ("speech", "nerf", "space"):
-            self._need("lip_codes", partial(self._lip_codes, frozen))
+            self._keep(["lip_codes"], ["lip", "prior"], [], partial(self._lip_codes, frozen))
         if name == "nerf":
             self._need("row", lambda d, s: np.arange(d.num_frames, dtype=np.int32) + s.row)
-            self._need("oracle_codes", partial(self._oracle_codes, frozen))
-            self._make_guides()
+            self._keep(["oracle_codes"], ["prior"], [], partial(self._oracle_codes, frozen))
+            what = [self.config.seed, nerf.rays, nerf.sampling, nerf.near, nerf.far]
+            names = stages.GUIDE + (stages.NOVEL if nerf.geometry_weight else ())
+            self._keep(names, [], what, self._guides)
+            self.capacity = max(map(capacity_of, self.arrays["guide_active"]))
         if name == "space":
             self._need("has_render", self._has_render)
-            self._need("render", partial(self._renders, frozen))
+            what = [space.render_every, bool(space.renders)]
+            needed = ["lip", "prior", "speech", "nerf"]
+            self._keep(["render"], needed, what, partial(self._renders, frozen))
 
     def _need(self, name: str, make: Callable[[SpeakerDataset, Speaker], np.ndarray]) -> None:
-        if name not in self.arrays:
-            self.arrays[name] = [make(d, s) for d, s in zip(self.datasets, self.speakers)]
+        self.arrays[name] = [make(d, s) for d, s in zip(self.datasets, self.speakers)]
+
+    def _keep(
+        self,
+        names: Sequence[str],
+        networks: Sequence[str],
+        settings: Sequence[Any],
+        make: Callable[[SpeakerDataset, Speaker], Arrays],
+    ) -> None:
+        """Arrays that take time: made once by the first host, and kept on disk for all.
+
+        Args:
+            names: of the arrays, {name: [T, …]} of `make`; networks: the stages whose outcome and
+            config they hang on; settings: what else of the config.
+        """
+        trained = checkpoint.read_run(self.workdir)["stages"]
+        config = json.loads(configs.to_json(self.config))
+        hangs_on = [t3d.__version__, config["dtype"], config["mel_steps"], config["size"], settings]
+        hangs_on += [[config[name], trained[name]["sha256"]] for name in networks]
+        files = []
+        for dataset, speaker in zip(self.datasets, self.speakers):
+            digest = fingerprint([*hangs_on, dataset.meta["fingerprint"], speaker.row])
+            files.append({name: self.cache / f"{name}-{digest}.npy" for name in names})
+            if hosts.is_first() and not all(path.exists() for path in files[-1].values()):
+                checkpoint.writable_folder(self.cache)
+                for name, values in make(dataset, speaker).items():
+                    write_atomically(files[-1][name], partial(np.save, arr=values))
+        hosts.meet(f"{names[0]} is made")
+        for name in names:
+            self.arrays[name] = [np.load(file[name], mmap_mode="r") for file in files]
 
     def _talker(self) -> Talker:
         return talkers.build(self.config, int(self.rows[-1]), self.capacity)
 
-    def _lip_codes(self, frozen, dataset, speaker) -> np.ndarray:
+    def _lip_codes(self, frozen, dataset, speaker) -> Arrays:
         """f_exp-aud that LipNet's images give, of the training and validation frames."""
         frames = self._frames(dataset)
         read = jax.jit(partial(talkers.speech_codes, self._talker()))
         windows = mel_windows(dataset.mel, frames, self.config.mel_steps)
         face = np.broadcast_to(speaker.identity_face, (4 * BATCH, 96, 96, 3))
-        return self._spread(dataset, frames, in_batches(lambda w: read(frozen, w, face), windows))
+        codes = in_batches(lambda w: read(frozen, w, face), windows)
+        return {"lip_codes": self._spread(dataset, frames, codes)}
 
-    def _oracle_codes(self, frozen, dataset, speaker) -> np.ndarray:
+    def _oracle_codes(self, frozen, dataset, speaker) -> Arrays:
         """f_exp-aud of I_id with the real lower face (oracle Lip-wav images)."""
         frames = self._frames(dataset)
         points = _face_points(dataset)[:, :68]
@@ -507,19 +609,12 @@ class _Training:
             return talkers.read_expression(self._talker(), frozen, image)
 
         faces = np.stack([dataset.picture(f, "face") for f in frames]).astype(np.float32) / 255
-        return self._spread(dataset, frames, in_batches(read, faces, points[frames]))
-
-    def _make_guides(self) -> None:
-        """Shells of the recorded views and of one random view of each frame."""
-        if "guide_near" in self.arrays:
-            return
-        self.log("nerf: finding where the rays meet the head")
-        parts = [self._guides(d, s) for d, s in zip(self.datasets, self.speakers)]
-        for name in parts[0]:
-            self.arrays[name] = [part[name] for part in parts]
-        self.capacity = max(capacity_of(part["guide_active"]) for part in parts)
+        codes = in_batches(read, faces, points[frames])
+        return {"oracle_codes": self._spread(dataset, frames, codes)}
 
     def _guides(self, dataset: SpeakerDataset, speaker: Speaker) -> Arrays:
+        """Shells of the recorded views and of one random view of each frame."""
+        self.log("nerf: finding where the rays meet the head")
         frames = self._frames(dataset)
         expression = dataset.track["expression"][frames]
         pose = dataset.track["head_to_world"][frames]
@@ -548,11 +643,12 @@ class _Training:
             chosen[dataset.frames("train")[:: self.config.space.render_every]] = True
         return chosen
 
-    def _renders(self, frozen, dataset, speaker) -> np.ndarray:
+    def _renders(self, frozen, dataset, speaker) -> Arrays:
         """The field's own renders of every few training frames, as the space will meet them."""
         frames = np.flatnonzero(self._has_render(dataset, speaker))
         if not len(frames):
-            return np.zeros((dataset.num_frames, self.config.size, self.config.size, 3), np.uint8)
+            size = self.config.size
+            return {"render": np.zeros((dataset.num_frames, size, size, 3), np.uint8)}
         self.log("space: rendering training frames with the field")
         style = jax.jit(partial(talkers.style_codes, self._talker()))
         windows = mel_windows(dataset.mel, frames, self.config.mel_steps)
@@ -568,7 +664,7 @@ class _Training:
         light = dataset.track["illumination"][frames]
         parts = render_frames(run, speaker, motion, pose, views, light, standardised=False)
         images = np.concatenate([part["nerf"] for part in parts])
-        return self._spread(dataset, frames, images)
+        return {"render": self._spread(dataset, frames, images)}
 
 
 def check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 
-def fingerprint(settings: dict) -> str:
+def fingerprint(settings: dict | list) -> str:
     """Twelve hexadecimal digits that stand for JSON-like settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -132,6 +132,23 @@ def window_starts(frames: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
     return np.concatenate(starts or [np.zeros(0, int)]), of
 
 
+class _Rows(grain.MapDataset):
+    """Of every `batch_size` elements in a row only some, in order."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, [int(row) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, place = divmod(index, len(self._rows))
+        return self._parent[step * self._batch_size + self._rows[place]]
+
+
 class Source:
     """The frames of one split of one or several speakers.
 
@@ -157,6 +174,7 @@ class Source:
         size: int | None = None,
         mel_steps: int = 16,
         arrays: Mapping[str, np.ndarray | Sequence[np.ndarray]] | None = None,
+        rows: Sequence[int] | None = None,
         threads: int = 2,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Endless shuffled batches; that of step n depends on (seed, name, n) only.
@@ -179,6 +197,7 @@ class Source:
             size: side s of image and mask in pixels; the stored one if None.
             mel_steps: of mel and mel5.
             arrays: {name: [T, …] per frame of the only dataset, or a list with one for each}.
+            rows: of each batch, the only ones read: this host's part; None: all.
             threads: that read ahead.
         """
         load = self._loader(fields, size, mel_steps, arrays)
@@ -189,8 +208,10 @@ class Source:
             .shuffle()
             .repeat(ENDLESS)
             .random_map(load)
-            .batch(batch_size)
         )
+        if rows is not None:
+            dataset = _Rows(dataset, batch_size, rows)
+        dataset = dataset.batch(batch_size if rows is None else len(rows))
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
         return iter(dataset[start_step:].to_iter_dataset(options))
 
@@ -202,6 +223,7 @@ class Source:
         size: int | None = None,
         mel_steps: int = 16,
         arrays: Mapping[str, np.ndarray | Sequence[np.ndarray]] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """At most `count` batches of frames spread evenly over the split, always the same ones.
 
@@ -212,7 +234,8 @@ class Source:
         elements = self._elements(fields)
         total = batch_size * max(1, min(count, len(elements) // batch_size))
         chosen = np.linspace(0, len(elements) - 1, total).round().astype(int)
-        for batch in chosen.reshape(-1, batch_size):
+        chosen = chosen.reshape(-1, batch_size)
+        for batch in chosen if rows is None else chosen[:, rows]:
             samples = [load(elements[k], np.random.default_rng(int(k))) for k in batch]
             yield {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 

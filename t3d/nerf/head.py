@@ -63,16 +63,19 @@ class Head(nn.Module):
         self.upsampler = Upsampler(self.size, dtype=self.field.dtype)
         self.background = self.param("background", nn.initializers.ones, (self.field.features,))
         if self.latent:  # an empty array could not be saved
-            self.latents = self.param(
-                "latents", nn.initializers.normal(0.01), (self.frames, self.latent)
-            )
+            self.latents = self.param("latents", nn.initializers.zeros, (self.frames, self.latent))
 
     def latent_of(self, frame: jax.Array | None, batch: int) -> jax.Array:
-        """Per-frame codes [B, latent] in training; their mean where no frame is given."""
+        """Per-frame codes [B, latent] in training; where no frame is given their mean.
+
+        Rows that no training frame has moved from zero do not count.
+        """
         if not self.latent:
             return jnp.zeros((batch, 0))
         if frame is None:
-            return jnp.broadcast_to(self.latents.mean(0), (batch, self.latent))
+            moved = jnp.any(self.latents != 0, -1).sum()
+            mean = self.latents.sum(0) / jnp.maximum(moved, 1)
+            return jnp.broadcast_to(mean, (batch, self.latent))
         return self.latents[frame]
 
     def collect(
@@ -85,19 +88,26 @@ class Head(nn.Module):
     ):
         """Evaluates and integrates the selected rays of a rays × rays view.
 
+        On several devices the rays are divided among those of the mesh's axis for them.
+
         Returns:
             The Integral [B, capacity], the index [B, capacity] of each ray in the image, and
             the guide of those rays.
         """
         origin, direction = ray_functions.head_rays(view.camera, view.head_to_world, rays)
         chosen = ray_functions.select(view.guide.active, self.capacity)
-        guide = jax.tree.map(
-            lambda x: jnp.take_along_axis(x, chosen.reshape(*chosen.shape, *[1] * (x.ndim - 2)), 1),
-            view.guide,
-        )
-        direction = jnp.take_along_axis(direction, chosen[..., None], 1)
-        samples = ray_functions.sample(origin, direction, guide, self.samples, key)
         batch = chosen.shape[0]
+        place = None  # drawn for every ray, so that the numbers do not hang on the capacity
+        if key is not None:
+            place = jax.random.uniform(key, (batch, rays**2, self.samples))
+
+        def of_chosen(x: jax.Array) -> jax.Array:
+            index = chosen.reshape(*chosen.shape, *[1] * (x.ndim - 2))
+            taken = jnp.take_along_axis(x, index, 1)
+            return nn.with_logical_constraint(taken, ("frames", "rays", *[None] * (x.ndim - 2)))
+
+        guide, direction, place = jax.tree.map(of_chosen, (view.guide, direction, place))
+        samples = ray_functions.sample(origin, direction, guide, self.samples, place)
         features, density = self.field(samples.points.reshape(batch, -1, 3), codes, latent)
         shape = samples.points.shape[:-1]
         density = density.reshape(shape) * guide.active[..., None]

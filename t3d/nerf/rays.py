@@ -60,18 +60,18 @@ def sample(
     direction: jax.Array,
     guide: Guide,
     samples: int,
-    key: jax.Array | None = None,
+    place: jax.Array | None = None,
 ) -> Samples:
     """Cuts each ray's [near, far] into equal intervals and takes a point in each.
 
     Args:
         origin: [..., 3]; direction: [..., R, 3] (unit depth); guide of the same rays.
         samples: S, per ray.
-        key: jitters the points in their intervals; None takes the middles.
+        place: [..., R, S] of the points in their intervals, 0 to 1; None takes the middles.
     """
     steps = jnp.linspace(0.0, 1.0, samples + 1)
     edges = guide.near[..., None] + (guide.far - guide.near)[..., None] * steps
-    place = 0.5 if key is None else jax.random.uniform(key, edges[..., :-1].shape)
+    place = 0.5 if place is None else place
     depth = edges[..., :-1] + place * (edges[..., 1:] - edges[..., :-1])
     points = origin[..., None, None, :] + depth[..., None] * direction[..., None, :]
     return Samples(

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
-from t3d import checkpoint
+from t3d import checkpoint, hosts
 from t3d.errors import UserError
 from t3d.train import sharding
 from t3d.train.writers import Monitor
@@ -95,14 +96,16 @@ def stage_key(seed: int, name: str) -> jax.Array:
 
 
 def make_optimizer(config: Any) -> optax.GradientTransformation:
-    """AdamW after clipping the gradient's norm; the rate warms up linearly, falls as a cosine."""
+    """AdamW after clipping the gradient's norm; the rate warms up linearly, falls as a cosine.
+
+    Rate, decay and clip norm may be traced: they can differ between a population's members.
+    """
     warmup = min(config.warmup_steps, config.steps - 1)
-    rate = optax.warmup_cosine_decay_schedule(
-        init_value=config.learning_rate / (warmup + 1),
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=config.steps,
-    )
+    shape = optax.warmup_cosine_decay_schedule(1 / (warmup + 1), 1.0, warmup, config.steps)
+
+    def rate(step: jax.Array) -> jax.Array:
+        return config.learning_rate * shape(step)
+
     decay = config.get("weight_decay", 0.0)
     return optax.chain(
         optax.clip_by_global_norm(config.get("clip_norm", 1.0)),
@@ -226,7 +229,8 @@ def keep_best(state: TrainState, loss: jax.Array) -> TrainState:
 class StopSignal:
     """While entered, the first SIGINT or SIGTERM is noted in `signum` instead of acting at once.
 
-    A second one acts as it would have.
+    A second one acts as it would have. In a job of several processes JAX notes SIGTERM, so that
+    all of them stop at the same step (`hosts.stop_is_due`).
     """
 
     def __init__(self):
@@ -234,7 +238,8 @@ class StopSignal:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old[number] = signal.signal(number, self._note)
         return self
@@ -247,30 +252,56 @@ class StopSignal:
         self.signum = signum
         self.__exit__()
 
+    def is_due(self) -> bool:
+        """Whether to save and leave after this step; every process of a job asks after each one."""
+        return hosts.stop_is_due(self.signum)
+
 
 # ---- the loop
 
 
+@dataclass(frozen=True)
+class Training:
+    """One training of a stage: alone, or as a member of a population.
+
+    Attributes:
+        frozen: params of earlier stages by name.
+        batches: (step, rows) -> endless iterator of the batches from that step on, of which only
+            those rows [b] are read; the batch of a step must depend on the step alone. Host
+            arrays [b, ...].
+        validation_batches: (rows) -> the same batches each time; none at all is allowed.
+        workdir: where the outcome goes.
+        seed: of all randomness.
+        values: tree of scalars and arrays in which the members of a population differ; see
+            `run_population`.
+        trim: params -> params, on the host: takes off what the member has only for the others'
+            sake.
+    """
+
+    frozen: Frozen
+    batches: Callable[[int, np.ndarray], Iterator[Batch]]
+    validation_batches: Callable[[np.ndarray], Iterable[Batch]]
+    workdir: Path
+    seed: int = 0
+    values: Any = ()
+    trim: Callable[[Params], Params] = lambda params: params
+
+
 def run(
     stage: Stage,
-    frozen: Frozen,
-    batches: Callable[[int], Iterator[Batch]],
-    validation_batches: Callable[[], Iterable[Batch]],
-    workdir: str | Path,
-    seed: int = 0,
+    training: Training,
+    mesh: Mesh | None = None,
+    rules: Sequence[str] = (),
     log: Callable[[str], None] = print,
 ) -> Params:
     """Trains a stage, or goes on where it stopped: the numbers are the same to the bit.
 
-    Writes in `workdir`: checkpoints/<stage> (states), params/<stage> (the outcome), logs/<stage>
-    (TensorBoard) and the stage's entry of run.json.
+    Writes in the training's workdir: checkpoints/<stage> (states), params/<stage> (the outcome),
+    logs/<stage> (TensorBoard) and the stage's entry of run.json.
 
     Args:
-        frozen: params of earlier stages by name.
-        batches: (step) -> endless iterator of the batches from that step on; the batch of a step
-            must depend on the step alone. Host arrays [B, ...].
-        validation_batches: () -> the same batches each time; none at all is allowed.
-        seed: of all randomness.
+        mesh: of all the job's devices; default: all of them along `data`.
+        rules: what of the state is split (`sharding.placements`).
         log: takes lines for the user.
 
     Returns:
@@ -280,28 +311,57 @@ def run(
         UserError: not writable; checkpoints of another config; loss not finite for long.
         SystemExit: 130 or 143 after SIGINT or SIGTERM, when all is saved.
     """
-    workdir = checkpoint.writable_folder(Path(workdir))
-    settings = _settings(stage, frozen, seed)
-    outcome = workdir / "params" / stage.name
-    if _is_finished(stage, workdir, settings, log):
-        return checkpoint.load_params(outcome)
-    with StopSignal() as stop, _store(stage, workdir, log) as store:
-        loop = _Loop(stage, frozen, validation_batches, store, seed, settings, log)
-        loop.start(batches)
-        with _monitor(stage, loop.step, workdir, log) as monitor:
-            loop.run(batches, monitor, stop)
-        store.wait()
-    sha256 = checkpoint.save_params(outcome, final_params(loop.state))
-    checkpoint.update_run(workdir, stages={stage.name: loop.summary() | {"sha256": sha256}})
-    return checkpoint.load_params(outcome)
+    store = Path(training.workdir) / "checkpoints" / stage.name
+    return _train(lambda _: stage, [training], False, store, mesh, rules, log)[0]
 
 
-def _store(stage: Stage, workdir: Path, log: Callable[[str], None]) -> checkpoint.StateStore:
-    return checkpoint.StateStore(workdir / "checkpoints" / stage.name, log)
+def run_population(
+    stage_of: Callable[[Any], Stage],
+    trainings: Sequence[Training],
+    folder: Path,
+    mesh: Mesh | None = None,
+    rules: Sequence[str] = (),
+    log: Callable[[str], None] = print,
+) -> list[Params]:
+    """Trains several members as one program, vmapped and sharded over the axis `population`.
+
+    The numbers are those of separate runs, to rounding. Where all members have the same frozen
+    params or the same seed and data (`batches` is one object), these are there once.
+
+    Args:
+        stage_of: a training's `values`, traced -> its stage. The stages must be alike in all else.
+        folder: takes the checkpoints; what else `run` writes goes to each member's workdir.
+
+    Returns:
+        the params of each member; raises as `run`, but a member whose loss is not finite does not
+        stop the others: its updates are skipped, and it says so.
+    """
+    store = Path(folder) / "checkpoints" / stage_of(trainings[0].values).name
+    return _train(stage_of, trainings, True, store, mesh, rules, log)
 
 
-def _monitor(stage: Stage, step: int, workdir: Path, log: Callable[[str], None]) -> Monitor:
-    return Monitor(stage.name, step, stage.config.steps, workdir / "logs" / stage.name, log)
+def _train(stage_of, trainings, stacked, folder, mesh, rules, log) -> list[Params]:
+    stage = stage_of(trainings[0].values)
+    for training in trainings:
+        checkpoint.writable_folder(Path(training.workdir))
+    settings = [_settings(stage_of(t.values), t.frozen, t.seed) for t in trainings]
+    outcomes = [Path(t.workdir) / "params" / stage.name for t in trainings]
+    finished = [_is_finished(stage, t.workdir, s, log) for t, s in zip(trainings, settings)]
+    if not all(finished):
+        mesh = sharding.make_mesh() if mesh is None else mesh
+        with (
+            StopSignal() as stop,
+            checkpoint.StateStore(folder, log) as store,
+            sharding.on(mesh),
+        ):
+            loop = _Loop(stage_of, trainings, stacked, settings, store, mesh, rules, log)
+            loop.start()
+            with _Monitors(stage, trainings, stacked, loop.step, log) as monitor:
+                loop.run(monitor, stop)
+            store.wait()
+            loop.finish(outcomes)
+    hosts.meet(f"{stage.name} is done")
+    return [checkpoint.load_params(outcome) for outcome in outcomes]
 
 
 def _settings(stage: Stage, frozen: Frozen, seed: int) -> dict:
@@ -326,6 +386,7 @@ def _changes(old: dict, new: dict) -> str:
 
 
 def _is_finished(stage: Stage, workdir: Path, settings: dict, log: Callable[[str], None]) -> bool:
+    workdir = Path(workdir)
     entry = checkpoint.read_run(workdir).get("stages", {}).get(stage.name, {})
     outcome = workdir / "params" / stage.name
     if entry.get("steps", -1) < stage.config.steps or not outcome.is_dir():
@@ -342,90 +403,165 @@ def _is_finished(stage: Stage, workdir: Path, settings: dict, log: Callable[[str
 
 
 class _Loop:
-    """The state of a stage in training, and the compiled functions that move it."""
+    """The state of a stage in training, and the compiled functions that move it.
 
-    def __init__(self, stage, frozen, validation_batches, store, seed, settings, log):
-        self.stage, self.store, self.settings, self.log = stage, store, settings, log
-        self.validation_batches = validation_batches
-        self.mesh = sharding.make_mesh()
-        self.whole = sharding.replicated(self.mesh)
-        self.frozen = sharding.replicate(self.mesh, frozen)
-        self.key = sharding.replicate(self.mesh, stage_key(seed, stage.name))
+    One training has its arrays as they are; a population has them stacked, [M, …].
+    """
+
+    def __init__(self, stage_of, trainings, stacked, settings, store, mesh, rules, log):
+        self.stage = stage_of(trainings[0].values)
+        self.trainings, self.stacked, self.settings = trainings, stacked, settings
+        self.store, self.mesh, self.log = store, mesh, log
+        self.shared_batches = all(t.batches is trainings[0].batches for t in trainings)
+        self.feeds = _Feeds(trainings, mesh, self.stage.config.batch_size, self._stacks_batches())
+        self.shared_frozen = all(s["frozen"] == settings[0]["frozen"] for s in settings)
+        self.given = self._place_given(rules)
+        self.key = self._place_key()
         self.state: TrainState | None = None
         self.step = 0
         self.seconds = 0.0
-        self.validation: float | None = None
-        self.train_step = self._jit(partial(train_step, stage), donate_argnums=0)
-        self.keep_best = self._jit(keep_best, donate_argnums=0)
-        self.validation_loss = self._jit(lambda *args: stage.loss(*args)[0])
-        self.images = stage.images and self._jit(stage.images)
+        self.validation: list[float] | None = None
+        self._compile(stage_of, rules)
 
-    def _jit(self, function: Callable, **options) -> Callable:
-        return jax.jit(function, out_shardings=self.whole, **options)
+    def _stacks_batches(self) -> bool:
+        return self.stacked and not self.shared_batches
 
-    def start(self, batches: Callable[[int], Iterator[Batch]]) -> None:
+    def _place_given(self, rules) -> dict:
+        """The values and frozen params of all members, on the devices."""
+        one = self.trainings[0]
+        if not self.stacked:
+            values, frozen = one.values, one.frozen
+        else:
+            values = stack([t.values for t in self.trainings])
+            frozen = one.frozen if self.shared_frozen else stack([t.frozen for t in self.trainings])
+        apart = self.stacked and not self.shared_frozen
+        at = sharding.placements(self.mesh, frozen, rules, apart)
+        at = {"frozen": at, "values": sharding.placements(self.mesh, values, (), self.stacked)}
+        return sharding.place({"frozen": frozen, "values": values}, at)
+
+    def _place_key(self) -> jax.Array:
+        name, seeds = self.stage.name, [t.seed for t in self.trainings]
+
+        def make() -> jax.Array:
+            keys = [stage_key(seed, name) for seed in seeds]
+            return jnp.stack(keys) if self.stacked else keys[0]
+
+        return jax.jit(make, out_shardings=sharding.replicated(self.mesh))()
+
+    def _compile(self, stage_of: Callable[[Any], Stage], rules: Sequence[str]) -> None:
+        """The functions of one member, lifted to all, with their results in their places."""
+
+        def init(given, key, batch):
+            return init_state(stage_of(given["values"]), key, batch)
+
+        def step(given, state, batch, key):
+            return train_step(stage_of(given["values"]), state, given["frozen"], batch, key)
+
+        def validation_loss(given, params, batch, key, step):
+            stage = stage_of(given["values"])
+            return stage.loss(params, given["frozen"], batch, key, step)[0]
+
+        def images(given, params, batch):
+            return stage_of(given["values"]).images(params, given["frozen"], batch)
+
+        batch = 0 if self._stacks_batches() else None
+        given = {"frozen": None if self.shared_frozen else 0, "values": 0}
+        whole = sharding.replicated(self.mesh)
+        init = self._lift(init, given, 0, batch)
+        self.first = self.feeds.to_devices(next(self.feeds.batches(0)))
+        self.shapes = jax.eval_shape(init, self.given, self.key, self.first)
+        self.places = sharding.placements(self.mesh, self.shapes, rules, self.stacked)
+        self.init = jax.jit(init, out_shardings=self.places)
+        self.train_step = jax.jit(
+            self._lift(step, given, 0, batch, 0),
+            donate_argnums=1,
+            out_shardings=(self.places, whole),
+        )
+        self.keep_best = jax.jit(
+            self._lift(keep_best, 0, 0), donate_argnums=0, out_shardings=self.places
+        )
+        lifted = self._lift(validation_loss, given, 0, batch, 0, 0)
+        self.validation_loss = jax.jit(lifted, out_shardings=whole)
+        self.images = self.stage.images and jax.jit(
+            self._lift(images, given, 0, batch), out_shardings=whole
+        )
+
+    def _lift(self, function: Callable, *axes: Any) -> Callable:
+        if not self.stacked:
+            return function
+        return jax.vmap(function, in_axes=axes, spmd_axis_name="population")
+
+    def start(self) -> None:
         """Takes the newest saved state, or makes the first one."""
-        batch = sharding.shard_batch(self.mesh, next(iter(batches(0))))
-        init = self._jit(partial(init_state, self.stage))
-        template = jax.tree.map(self._abstract, jax.eval_shape(init, self.key, batch))
+        template = jax.tree.map(
+            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+            self.shapes,
+            self.places,
+        )
         restored = self.store.restore(template)
         if restored is None:
-            self.state = init(self.key, batch)
+            self.state = self.init(self.given, self.key, self.first)
             return
         self.state, notes = restored
-        self.step = int(self.state.step)
+        self.step = notes["step"]
         self.seconds, self.validation = notes["seconds"], notes["validation"]
-        changes = _changes(notes["settings"], self.settings)
-        changed = f", with another {changes} than before" if changes else ""
-        self.log(f"{self.stage.name}: goes on from step {self.step}{changed}")
+        for number, (old, new) in enumerate(zip(notes["settings"], self.settings, strict=True)):
+            changes = _changes(old, new)
+            changed = f", with another {changes} than before" if changes else ""
+            if number == 0 or changes:
+                self.log(f"{self.stage.name}: goes on from step {self.step}{changed}")
 
-    def _abstract(self, leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.whole)
-
-    def run(self, batches: Callable[[int], Iterator[Batch]], monitor: Monitor, stop) -> None:
+    def run(self, monitor: _Monitors, stop: StopSignal) -> None:
         """Steps until the end; saves and leaves when stopped."""
-        if self.step >= self.stage.config.steps:
-            return
+        steps = self.stage.config.steps
         began = time.monotonic() - self.seconds
-        for batch in itertools.islice(batches(self.step), self.stage.config.steps - self.step):
-            on_device = sharding.shard_batch(self.mesh, batch)
-            self.state, metrics = self.train_step(self.state, self.frozen, on_device, self.key)
+        for batch in itertools.islice(self.feeds.batches(self.step), max(0, steps - self.step)):
+            on_device = self.feeds.to_devices(batch)
+            self.state, metrics = self.train_step(self.given, self.state, on_device, self.key)
             monitor.push(self.step, metrics, batch)
             self.step += 1
             if self._is_due("validate_every"):
                 self.validate(monitor)
-            if self._is_due("save_every") or stop.signum:
+            leaving = stop.is_due()
+            if self._is_due("save_every") or leaving:
                 monitor.drain()
                 self.seconds = time.monotonic() - began
                 self.save()
-            if stop.signum:
-                self._leave(stop.signum)
-        if self.step < self.stage.config.steps:
+            if leaving:
+                self._leave(stop.signum or signal.SIGTERM)
+        if self.step < steps:
             raise UserError(f"stage {self.stage.name}: its data ended at step {self.step}")
 
     def _is_due(self, every: str) -> bool:
         steps, interval = self.stage.config.steps, self.stage.config[every]
         return self.step == steps or (interval > 0 and self.step % interval == 0)
 
-    def validate(self, monitor: Monitor) -> None:
+    def validate(self, monitor: _Monitors) -> None:
         """Mean loss over the validation batches, always with the same keys."""
         params, step = current_params(self.state), self.state.step
         losses, shown = [], None
-        for number, batch in enumerate(self.validation_batches()):
-            batch = sharding.shard_batch(self.mesh, batch)
-            key = jax.random.fold_in(jax.random.fold_in(self.key, VALIDATION), number)
-            losses.append(self.validation_loss(params, self.frozen, batch, key, step))
+        for number, batch in enumerate(self.feeds.validation_batches()):
+            batch = self.feeds.to_devices(batch)
+            key = self._validation_key(number)
+            losses.append(self.validation_loss(self.given, params, batch, key, step))
             shown = batch if shown is None else shown
         if not losses:
             return
-        self.validation = float(np.mean(jax.device_get(losses)))
-        monitor.scalars(self.step, {"validation_loss": self.validation})
+        means = np.mean(jax.device_get(losses), axis=0)
+        self.validation = np.atleast_1d(means).astype(float).tolist()
+        monitor.scalars(self.step, {"validation_loss": means})
         if self.images:
-            monitor.images(self.step, self.images(params, self.frozen, shown))
-        self.state = self.keep_best(self.state, np.float32(self.validation))
+            monitor.images(self.step, self.images(self.given, params, shown))
+        self.state = self.keep_best(self.state, means.astype(np.float32))
+
+    def _validation_key(self, number: int) -> jax.Array:
+        def one(key: jax.Array) -> jax.Array:
+            return jax.random.fold_in(jax.random.fold_in(key, VALIDATION), number)
+
+        return jax.vmap(one)(self.key) if self.stacked else one(self.key)
 
     def save(self) -> None:
-        notes = {"seconds": self.seconds, "validation": self.validation}
+        notes = {"step": self.step, "seconds": self.seconds, "validation": self.validation}
         self.store.save(self.step, self.state, notes | {"settings": self.settings})
 
     def _leave(self, signum: int) -> None:
@@ -436,21 +572,119 @@ class _Loop:
         )
         raise SystemExit(128 + signum)
 
-    def summary(self) -> dict:
+    def finish(self, outcomes: Sequence[Path]) -> None:
+        """Writes each member's params and its entry of run.json."""
+        gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
+        state = jax.device_get(gather(self.state.replace(opt_state=None)))
+        if not hosts.is_first():
+            return
+        for number, (training, outcome) in enumerate(zip(self.trainings, outcomes, strict=True)):
+            own = jax.tree.map(lambda x, n=number: x[n], state) if self.stacked else state
+            params = training.trim(final_params(own))
+            entry = self._summary(number, own) | {"sha256": checkpoint.save_params(outcome, params)}
+            checkpoint.update_run(training.workdir, stages={self.stage.name: entry})
+
+    def _summary(self, number: int, state: TrainState) -> dict:
         """The stage's entry of run.json."""
-        state = jax.device_get(self.state)
         first, last = (float(s / n) if n else None for s, n in state.edges)
         best = self.stage.select == "best" and state.best_step >= 0
+        validation = self.validation[number] if self.validation else None
         return {
             "steps": self.step,
             "loss_first": first,
             "loss_last": last,
-            "validation": float(state.best_loss) if best else self.validation,
+            "validation": float(state.best_loss) if best else validation,
             "selected_step": int(state.best_step) if best else self.step,
             "skipped": int(state.skipped),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.seconds / len(self.trainings), 1),
             "device": self.mesh.devices.flat[0].device_kind,
             "devices": self.mesh.size,
-            "settings": self.settings,
-        }
+            "settings": self.settings[number],
+        } | ({"population": len(self.trainings)} if self.stacked else {})
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """One tree of arrays [M, …] of M alike ones; tables of unlike length are padded with zeros."""
+
+    def one(*leaves: Any) -> np.ndarray:
+        leaves = [np.asarray(leaf) for leaf in leaves]
+        longest = max(leaf.shape for leaf in leaves)
+        return np.stack(
+            [
+                np.pad(leaf, [(0, n - k) for k, n in zip(leaf.shape, longest, strict=True)])
+                for leaf in leaves
+            ]
+        )
+
+    return jax.tree.map(one, *trees)
+
+
+class _Feeds:
+    """The batches of all trainings, each process reading only what its devices need."""
+
+    def __init__(self, trainings, mesh, batch_size, stacked):
+        self.mesh, self.batch_size = mesh, batch_size
+        self.rows = sharding.local_rows(mesh, batch_size)
+        self.members = len(trainings) if stacked else None
+        local = sharding.local_members(mesh, len(trainings)) if stacked else [0]
+        self.trainings = [trainings[number] for number in local]
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """Host arrays [b, …], or [m, b, …] of a population."""
+        return self._together([t.batches(step, self.rows) for t in self.trainings])
+
+    def validation_batches(self) -> Iterator[Batch]:
+        return self._together([t.validation_batches(self.rows) for t in self.trainings])
+
+    def _together(self, iterators: list[Iterable[Batch]]) -> Iterator[Batch]:
+        if self.members is None:
+            return iter(iterators[0])
+        return (jax.tree.map(lambda *x: np.stack(x), *several) for several in zip(*iterators))
+
+    def to_devices(self, batch: Batch) -> Batch:
+        return sharding.shard_batch(self.mesh, batch, self.batch_size, self.members)
+
+
+class _Monitors:
+    """A monitor for each training."""
+
+    def __init__(self, stage, trainings, stacked, start, log):
+        first = hosts.is_first()
+        self._stacked = stacked
+        self._monitors = [
+            Monitor(
+                stage.name,
+                start,
+                stage.config.steps,
+                Path(training.workdir) / "logs" / stage.name if first else None,
+                log,
+                member=number if stacked else None,
+            )
+            for number, training in enumerate(trainings)
+        ]
+
+    def __enter__(self) -> _Monitors:
+        for monitor in self._monitors:
+            monitor.__enter__()
+        return self
+
+    def __exit__(self, *_) -> None:
+        for monitor in self._monitors:
+            monitor.__exit__()
+
+    def push(self, step: int, metrics: dict, batch: Batch) -> None:
+        for monitor in self._monitors:
+            monitor.push(step, metrics, batch)
+
+    def drain(self) -> None:
+        for monitor in self._monitors:
+            monitor.drain()
+
+    def scalars(self, step: int, values: dict) -> None:
+        for number, monitor in enumerate(self._monitors):
+            monitor.scalars(step, {k: v[number] if self._stacked else v for k, v in values.items()})
+
+    def images(self, step: int, images: dict) -> None:
+        for number, monitor in enumerate(self._monitors):
+            monitor.images(step, {k: v[number] if self._stacked else v for k, v in images.items()})

@@ -30,15 +30,24 @@ class Monitor:
     """
 
     def __init__(
-        self, name: str, start: int, steps: int, folder: Path, log: Callable[[str], None] = print
+        self,
+        name: str,
+        start: int,
+        steps: int,
+        folder: Path | None,
+        log: Callable[[str], None] = print,
+        member: int | None = None,
     ):
+        """Args: folder of TensorBoard's files, None: this host writes none; member: of a
+        population, whose metrics are [M] arrays; the first one shows the progress."""
         self.name, self.start, self.steps, self.log = name, start, steps, log
-        self._summary = SummaryWriter(str(folder), purge_step=start)
+        self.member, self._shows = member, folder is not None and not member
+        self._summary = folder and SummaryWriter(str(folder), purge_step=start)
         self._pending: deque = deque()
         self._window: list[dict[str, float]] = []
         self._means: dict[str, float] = {}
         self._began = self._scalars_at = self._line_at = time.monotonic()
-        self._bar = _bar(name, start, steps)
+        self._bar = _bar(name, start, steps) if self._shows else None
 
     def __enter__(self) -> Monitor:
         if self._bar:
@@ -46,7 +55,8 @@ class Monitor:
         return self
 
     def __exit__(self, *_) -> None:
-        self._summary.close()
+        if self._summary:
+            self._summary.close()
         if self._bar:
             self._bar.stop()
 
@@ -54,7 +64,8 @@ class Monitor:
         """Takes the metrics (scalars, `bad_steps` among them) of the step made from the batch.
 
         Raises:
-            UserError: the loss was not finite `MAX_BAD_STEPS` times in a row.
+            UserError: the loss was not finite `MAX_BAD_STEPS` times in a row; not in a population,
+                whose other members go on.
         """
         source = {key: batch[key] for key in ("speaker", "frame") if key in batch}
         self._pending.append((step, metrics, source))
@@ -73,22 +84,31 @@ class Monitor:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes scalars at a step."""
-        for key, value in values.items():
+        for key, value in values.items() if self._summary else ():
             self._summary.add_scalar(f"{self.name}/{key}", float(value), step)
 
     def images(self, step: int, images: dict[str, Any]) -> None:
         """Writes image grids {name: [N, H, W, 3] in [0, 1]} at a step."""
-        for key, value in images.items():
+        for key, value in images.items() if self._summary else ():
             grid = np.asarray(value, np.float32).clip(0, 1)
             self._summary.add_images(f"{self.name}/{key}", grid, step, dataformats="NHWC")
 
     def _take(self, step: int, metrics: dict[str, jax.Array], source: dict[str, Any]) -> None:
-        values = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        here = () if self.member is None else self.member
+        values = {key: float(value[here]) for key, value in jax.device_get(metrics).items()}
         self._step = step
         bad = int(values.pop("bad_steps"))
         if not bad:
             self._window.append(values)
-            return
+        elif self.member is None:
+            self._complain(step, bad, source)
+        elif bad == MAX_BAD_STEPS:
+            self.log(
+                f"{self.name}: member {self.member}: the loss was not finite {bad} steps in a row "
+                f"(up to step {step}); its updates are skipped, the others go on"
+            )
+
+    def _complain(self, step: int, bad: int, source: dict[str, Any]) -> None:
         self.log(
             f"{self.name}: step {step}: the loss or its gradient is not finite; "
             f"update skipped ({_describe(source)})"
@@ -111,7 +131,7 @@ class Monitor:
         if self._bar:
             task = self._bar.task_ids[0]
             self._bar.update(task, completed=done, loss=f"loss {self._means['loss']:.4g}")
-        elif now - self._line_at >= LINES_EVERY or done == self.steps:
+        elif self._shows and (now - self._line_at >= LINES_EVERY or done == self.steps):
             self._line_at = now
             self.log(self._line(done, now))
 

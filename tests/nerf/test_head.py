@@ -53,8 +53,8 @@ def test_active_rays_come_first_and_in_image_order():
 
 def test_samples_lie_in_their_intervals_and_carry_the_offset():
     guide = Guide(jnp.array([2.0]), jnp.array([4.0]), jnp.array([[1.0, 0, 0]]), jnp.array([True]))
-    for key in (None, jax.random.key(0)):
-        out = ray_functions.sample(jnp.zeros(3), jnp.array([[0.0, 0, 1.0]]), guide, 4, key)
+    for place in (None, jax.random.uniform(jax.random.key(0), (1, 4))):
+        out = ray_functions.sample(jnp.zeros(3), jnp.array([[0.0, 0, 1.0]]), guide, 4, place)
         depth = out.points[0, :, 2]
         assert ((depth >= out.edges[0, :-1]) & (depth <= out.edges[0, 1:])).all()
         np.testing.assert_allclose(out.points[0, :, 0], 1.0)
@@ -66,6 +66,13 @@ def test_leaving_inactive_rays_out_changes_no_pixel(params):
     codes_ = codes.zeros((2,))
     whole = HEAD.apply(params, codes_, view(active))
     few = HEAD.clone(capacity=16).apply(params, codes_, view(active))
+    key = jax.random.key(0)  # jitter: the same whatever the capacity
+    jittered = [
+        HEAD.clone(capacity=capacity).apply(params, codes_, view(active), None, key).alpha
+        for capacity in (64, 16)
+    ]
+    np.testing.assert_allclose(*jittered, atol=1e-6)
+    assert np.abs(jittered[0] - whole.alpha).max() > 1e-5
     np.testing.assert_allclose(whole.image, few.image, atol=1e-6)
     np.testing.assert_allclose(whole.alpha, few.alpha, atol=1e-6)
     assert (np.asarray(few.alpha).reshape(2, 64)[~active] == 0).all()

@@ -62,9 +62,21 @@ def toy_stage(loss=toy_loss, **options):
 
 
 def train(stage, workdir, batches=toy_batches, validation=toy_validation, log=None, frozen=None):
-    frozen = frozen or {"before": {"b": np.zeros(3, np.float32)}}
     log = log or (lambda line: None)
-    return trainer.run(stage, frozen, batches, validation, workdir, seed=3, log=log)
+    return trainer.run(stage, training(workdir, batches, validation, frozen), log=log)
+
+
+def training(workdir, batches=toy_batches, validation=toy_validation, frozen=None, seed=3):
+    def some(batch, rows):
+        return {name: value[rows] for name, value in batch.items()}
+
+    return trainer.Training(
+        frozen or {"before": {"b": np.zeros(3, np.float32)}},
+        lambda step, rows: (some(batch, rows) for batch in batches(step)),
+        lambda rows: [some(batch, rows) for batch in validation()],
+        workdir,
+        seed,
+    )
 
 
 def stop_before(last):
@@ -152,14 +164,16 @@ def test_step_is_traced_once(tmp_path):
     assert len(traces) == 1
 
 
-def test_parameters_are_donated():
-    stage = toy_stage()
-    batch = {key: jnp.asarray(value) for key, value in toy_batch(0).items()}
-    key = trainer.stage_key(0, "toy")
-    state = jax.jit(lambda k, b: trainer.init_state(stage, k, b))(key, batch)
-    loop = trainer._Loop(stage, {"before": {"b": np.zeros(3)}}, list, None, 0, {}, print)
-    loop.train_step(state, loop.frozen, batch, key)
-    assert state.params["w"].is_deleted()
+def test_parameters_are_donated(tmp_path):
+    mesh = sharding.make_mesh()
+    alone = [training(tmp_path)]
+    settings = [{"seed": 3, "config": {}, "frozen": {}}]
+    with sharding.on(mesh), checkpoint.StateStore(tmp_path / "states") as store:
+        loop = trainer._Loop(lambda _: toy_stage(), alone, False, settings, store, mesh, (), print)
+        loop.start()
+        before = loop.state
+        loop.train_step(loop.given, before, loop.first, loop.key)
+    assert before.params["w"].is_deleted()
 
 
 def poisoned(steps):
@@ -368,16 +382,6 @@ def test_record_is_plain_json(tmp_path):
     record = json.loads((tmp_path / "run.json").read_text())
     settings = record["stages"]["toy"]["settings"]
     assert settings["seed"] == 3 and set(settings["frozen"]) == {"before"}
-
-
-def test_batch_that_cannot_be_split_is_a_user_error():
-    class FakeMesh:
-        size, local_devices, axis_names = 2, (0, 1), ("data",)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "NamedSharding", lambda *args: None)
-        with pytest.raises(UserError, match="multiple"):
-            sharding.shard_batch(FakeMesh(), {"x": np.zeros((3, 2))})
 
 
 def test_lines_of_progress_tell_step_loss_and_time_left(tmp_path, monkeypatch):

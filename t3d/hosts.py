@@ -1,0 +1,182 @@
+"""Several processes as one job: they start together, agree, and end together.
+
+JAX's distributed runtime carries it. Here is what a user sees of it: how a process joins, who
+writes, and what is said when a host is lost.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from t3d.errors import UserError
+
+FAILED, LOST = 2, 75  # exit codes: what the user can mend; another host was lost or failed
+HEARTBEAT = 20  # seconds after which a silent host counts as lost
+SHUTDOWN = 30  # seconds that a finished host waits for the others
+PATIENCE = 24 * 3600  # seconds that hosts wait for one that works alone
+NOTICE = 5  # seconds that a failed host stays to be heard
+ENDED = "t3d/ended/"  # where failed hosts leave their last words
+CHILD = "T3D_SUPERVISED"  # set in the process that does the work
+AGAIN = "the same command goes on from the last checkpoint"
+
+_meetings = itertools.count()
+
+
+# ---- a process that watches over the one that works
+
+
+def supervise(arguments: Sequence[str]) -> int:
+    """Runs `t3d ARGUMENTS` in a child, so that even one killed from outside leaves a clear line.
+
+    SIGTERM and SIGINT reach the child as SIGTERM: all hosts save at one step and leave.
+
+    Returns:
+        the child's exit code; 75 where JAX ended it because another host was lost.
+    """
+    command = [sys.executable, "-m", "t3d.cli", *arguments]
+    child = subprocess.Popen(command, env=os.environ | {CHILD: "1"}, start_new_session=True)
+    interrupted = []
+
+    def forward(signum: int, _frame: Any) -> None:
+        interrupted.append(signum)
+        child.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)
+    code = child.wait()
+    if code == 128 + signal.SIGTERM and signal.SIGINT in interrupted:
+        return 128 + signal.SIGINT
+    if code >= 0:
+        return code
+    if -code == signal.SIGABRT:
+        print(f"t3d: error: another host was lost, so this one ended; {AGAIN}", file=sys.stderr)
+        return LOST
+    name = signal.Signals(-code).name
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    print(f"t3d: error: this host was ended by {name}{hint}; {AGAIN}", file=sys.stderr)
+    return 128 - code
+
+
+# ---- joining
+
+
+def join(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Makes this process one of a job's (jax.distributed.initialize).
+
+    Args:
+        coordinator: HOST:PORT of process 0; processes: how many; process: which one this is. All
+            None where the cluster tells: Slurm, Open MPI, Cloud TPU, GKE.
+
+    Raises:
+        UserError: no cluster tells, or the others cannot be reached.
+    """
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=300,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=SHUTDOWN,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--distributed: the hosts did not find each other ({str(error).splitlines()[0]}); "
+            "where no cluster tells it, give --coordinator HOST:PORT --processes N --process K"
+        ) from error
+    threading.Thread(target=_listen, daemon=True).start()
+
+
+def _client() -> Any:
+    """The job's key-value store, None without a job; JAX has no public name for it."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def is_first() -> bool:
+    """Whether this process writes what is single."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def meet(name: str) -> None:
+    """Waits until all processes of the job have come here."""
+    if client := _client():
+        client.wait_at_barrier(f"t3d/{name}/{next(_meetings)}", timeout_in_ms=1000 * PATIENCE)
+
+
+def stop_is_due(signum: int | None) -> bool:
+    """Whether to save and leave now; called by all processes after each step.
+
+    Args:
+        signum: of a signal that this process was given, if it works alone.
+
+    Several processes agree on a step: SIGTERM to any one of them stops all.
+    """
+    if _client() is None:
+        return signum is not None
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(next(_meetings))
+
+
+# ---- ending
+
+
+def _listen() -> None:
+    """Ends this process with a clear line when another one says that it has failed."""
+    client = _client()
+    while _client() is client:
+        time.sleep(1)
+        try:
+            words = client.key_value_dir_get(ENDED)
+        except Exception:  # the store is gone with its host: JAX ends this process itself
+            return
+        others = [(key, text) for key, text in words if key != _own_key()]
+        if others:
+            _say_and_exit(*others[0])
+
+
+def _own_key() -> str:
+    import jax
+
+    return f"{ENDED}{jax.process_index()}"
+
+
+def _say_and_exit(key: str, text: str) -> None:
+    number = key.removeprefix(ENDED)
+    print(f"t3d: error: host {number} failed, so this one ended: {text}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(LOST)
+
+
+def leave(code: int, words: str) -> None:
+    """Ends a failed process of a job at once, so that the others need not wait; alone, returns.
+
+    Args:
+        code: exit code; words: what the other hosts will say of it.
+    """
+    client = _client()
+    if client is None:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        client.key_value_set(_own_key(), words, allow_overwrite=True)
+        time.sleep(NOTICE)
+    finally:
+        os._exit(code)
