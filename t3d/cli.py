@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import t3d
+from t3d import hosts
 from t3d.errors import UserError
 
 FAILED, INTERRUPTED = 2, 130
 OVERRIDE = "--config."
+IN_JOBS = ("train", "sweep")  # commands that several hosts can run together
 FOR_VIDEOS = ("judge", "openface_pred", "openface_truth", "out")  # evaluate without a run
 
 
@@ -83,6 +85,20 @@ def _size(text: str) -> int:
     return value
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of at least 1")
+    return value
+
+
+def _seeds(text: str) -> int:
+    value = int(text)
+    if not 2 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: give 2 to 100 seeds")
+    return value
+
+
 def _camera(text: str) -> str:
     angle = r"-?\d+(\.\d+)?"
     if text not in ("front", "orbit", "recorded") and not re.fullmatch(
@@ -92,6 +108,19 @@ def _camera(text: str) -> str:
             f"{text!r}: give front, orbit, recorded, or degrees such as yaw=30,pitch=-10"
         )
     return text
+
+
+def _add_hosts(sub: Parser) -> None:
+    """The options of a command that several hosts can run as one job."""
+    job = sub.add_argument_group("several hosts as one job (docs/scaling.md)")
+    job.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one process of a job whose cluster tells the rest: Slurm, Cloud TPU, GKE",
+    )
+    job.add_argument("--coordinator", metavar="HOST:PORT", help="else: where process 0 listens,")
+    job.add_argument("--processes", type=int, metavar="N", help="how many there are,")
+    job.add_argument("--process", type=int, metavar="K", help="and which one this is, from 0")
 
 
 def parser() -> tuple[Parser, dict[str, Parser]]:
@@ -149,6 +178,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument("--data", required=True, metavar="DIR[,DIR…]", help="prepared datasets")
     sub.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
     sub.add_argument("--stage", help="train this stage only")
+    _add_hosts(sub)
     sub.epilog = "--config.KEY=VALUE overrides a value, for instance --config.nerf.samples=32"
 
     sub = command(
@@ -226,7 +256,63 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         "--start-from", metavar="DIR", help="a run whose finished stages are taken where they fit"
     )
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
+    sub.add_argument(
+        "--seeds", type=_seeds, metavar="N", help="train each variant with the seeds 0 to N-1"
+    )
+    sub.add_argument(
+        "--launcher",
+        choices=("local", "slurm", "jobset", "sky"),
+        default="local",
+        help="train here (default), or make each training a job: of Slurm, Kubernetes, SkyPilot",
+    )
+    sub.add_argument(
+        "--launcher-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what its jobs need, for instance partition=gpu",
+    )
+    sub.add_argument("--dry-run", action="store_true", help="tell what would be done or written")
+    sub.add_argument(
+        "--member", type=int, metavar="K", help="train and measure this one only: what a job does"
+    )
+    sub.add_argument(
+        "--collect", action="store_true", help="train nothing: the tables of what is finished"
+    )
+    _add_hosts(sub)
     sub.epilog = "--config.KEY=VALUE overrides a value in every variant"
+
+    sub = command(
+        "plan",
+        "compile a training step for a cluster that is not there, and predict its time",
+        _later("t3d.plan", "plan_command"),
+        ["json", "plot"],
+    )
+    sub.add_argument("--config", default="talker", help="name of a config, or its file (talker)")
+    sub.add_argument(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="TPUs v5e:16x16, v5p:4x4x4; GPUs h100:8, h200:4x8 (hosts x GPUs); cpu: this machine",
+    )
+    sub.add_argument("--stage", default="nerf", help="of the training (nerf)")
+    sub.add_argument(
+        "--global-batch",
+        type=_positive,
+        metavar="N",
+        help="frames of a step on all chips (the config's batch on each part of mesh.data)",
+    )
+    sub.add_argument(
+        "--frames", type=_positive, default=7500, help="of all speakers (7500: 5 minutes)"
+    )
+    sub.add_argument("--json", metavar="FILE", help="write the figures there")
+    sub.add_argument("--plot", metavar="FILE", help="draw efficiency over chips there, as PNG")
+    sub.add_argument(
+        "--check",
+        action="store_true",
+        help="with --topology cpu: also take steps, and tell predicted from measured times",
+    )
+    sub.epilog = "--config.KEY=VALUE overrides a value, for instance --config.mesh.model=4"
 
     sub = command(
         "demo",
@@ -286,7 +372,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     rest, overrides = split_overrides(arguments)
     args, unknown = top.parse_known_args(rest)
     sub = by_name[args.command]
-    if overrides and args.command not in ("train", "sweep"):
+    if overrides and args.command not in ("train", "sweep", "plan"):
         unknown.append(f"{OVERRIDE}{overrides[0]}")
     if unknown:
         options = [word for word in unknown if word.startswith("-")]
@@ -295,7 +381,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args.overrides = overrides
     if args.command == "evaluate":
         _check_evaluate(sub, args)
+    if args.command in IN_JOBS:
+        _check_hosts(sub, args)
     return args
+
+
+def _check_hosts(sub: Parser, args: argparse.Namespace) -> None:
+    """All three of a job's facts, or none; `args.in_job` says whether there is a job."""
+    given = [getattr(args, name) is not None for name in ("coordinator", "processes", "process")]
+    if any(given) and not all(given):
+        sub.error("--coordinator, --processes and --process belong together: give all three")
+    if all(given) and not 0 <= args.process < args.processes:
+        sub.error(f"--process {args.process}: give 0 to {args.processes - 1}")
+    args.in_job = args.distributed or all(given)
 
 
 def _check_evaluate(sub: Parser, args: argparse.Namespace) -> None:
@@ -339,12 +437,24 @@ def _explain(error: OSError) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `t3d`; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    """Runs `t3d`.
+
+    Returns:
+        the exit code: 0; 2 for what the user can mend; 130 or 143 when interrupted or terminated,
+        with all saved; 75 when another host of the job was lost or failed.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        args = parse(sys.argv[1:] if arguments is None else arguments)
+        args = parse(arguments)
     except SystemExit as stop:
         return stop.code or 0
+    in_job = getattr(args, "in_job", False)
+    if in_job and hosts.CHILD not in os.environ:
+        return hosts.supervise(arguments)
+    _keep_compiled_programs()
     try:
+        if in_job:
+            hosts.join(args.coordinator, args.processes, args.process)
         for name in args.outputs:
             if getattr(args, name):
                 check_writable(Path(getattr(args, name)))
@@ -361,10 +471,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         message, code, shown = _explain(error), FAILED, error
+    except Exception as error:
+        if not in_job:
+            raise
+        hosts.explain(error)
     if args.debug:
         traceback.print_exception(shown)
-    print(f"t3d: error: {' '.join(message.split())}", file=sys.stderr)
+    message = " ".join(message.split())
+    print(f"t3d: error: {message}", file=sys.stderr)
+    hosts.leave(code, message)
     return code
+
+
+def _keep_compiled_programs() -> None:
+    """XLA's programs are kept on disk: a second start need not compile them again.
+
+    JAX_COMPILATION_CACHE_DIR names another place than the user's cache folder; empty: nowhere.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t3d" / "jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 if __name__ == "__main__":

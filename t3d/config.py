@@ -6,8 +6,9 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,9 +97,19 @@ def from_json(text: str | Mapping) -> ConfigDict:
 
 
 def config_names() -> list[str]:
-    """The names of the configs that come with t3d."""
+    """The names of the configs that come with t3d, those of a folder as "sweeps/seeds"."""
     folder = _config_folder()
-    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    paths = [path for path in folder.rglob("*.py") if not path.stem.startswith("_")]
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
+
+
+def product(values: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
+    """All combinations, for a sweep: {"a": (1, 2), "b": (3,)} gives [{a: 1, b: 3}, {a: 2, b: 3}].
+
+    Args:
+        values: what each dotted key of a config takes in turn; the last key varies fastest.
+    """
+    return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
 
 
 # ---- finding

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from t3d.errors import UserError
 
 FAILED, LOST = 2, 75  # exit codes: what the user can mend; another host was lost or failed
+ARRIVAL = 300  # seconds that hosts wait for each other at the start
 HEARTBEAT = 20  # seconds after which a silent host counts as lost
 SHUTDOWN = 30  # seconds that a finished host waits for the others
 PATIENCE = 24 * 3600  # seconds that hosts wait for one that works alone
@@ -78,7 +80,8 @@ def join(
             None where the cluster tells: Slurm, Open MPI, Cloud TPU, GKE.
 
     Raises:
-        UserError: no cluster tells, or the others cannot be reached.
+        UserError: no cluster tells.
+        SystemExit: 75, the other hosts did not come within `ARRIVAL` seconds.
     """
     import jax
 
@@ -87,16 +90,29 @@ def join(
             coordinator,
             processes,
             process,
-            initialization_timeout=300,
+            cluster_detection_method="deactivate" if coordinator else None,
+            initialization_timeout=ARRIVAL,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=SHUTDOWN,
         )
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise UserError(
-            f"--distributed: the hosts did not find each other ({str(error).splitlines()[0]}); "
-            "where no cluster tells it, give --coordinator HOST:PORT --processes N --process K"
+            f"--distributed: no cluster tells which hosts there are ({_first_line(error)}); give "
+            "--coordinator HOST:PORT --processes N --process K"
         ) from error
+    except RuntimeError as error:
+        print(
+            f"t3d: error: the hosts did not find each other within {ARRIVAL} s "
+            f"({_first_line(error)}); look whether all were started, and start them again",
+            file=sys.stderr,
+        )
+        raise SystemExit(LOST) from error
     threading.Thread(target=_listen, daemon=True).start()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _client() -> Any:
@@ -162,6 +178,26 @@ def _say_and_exit(key: str, text: str) -> None:
     print(f"t3d: error: host {number} failed, so this one ended: {text}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(LOST)
+
+
+def explain(error: Exception) -> None:
+    """Says what an unforeseen error in a job was, and ends this process; does not return.
+
+    When a host is lost, the others' next collective fails: then its last words are waited for.
+    """
+    import jax
+
+    text = f"{type(error).__name__}: {_first_line(error)}"
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+        time.sleep(NOTICE)
+        print(
+            f"t3d: error: lost touch with another host ({text}); {AGAIN}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST)
+    traceback.print_exception(error)
+    leave(1, text)
 
 
 def leave(code: int, words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import wrap
@@ -177,6 +178,58 @@ def code_bars(codebooks: Mapping[str, np.ndarray]) -> bytes:
     return _svg(figure)
 
 
+@dataclass(frozen=True)
+class Whisker:
+    """A figure, its interval, and the single values it is the mean of, if any."""
+
+    value: float
+    low: float
+    high: float
+    singles: Sequence[float] = ()
+
+
+def whiskers(panels: Mapping[str, Mapping[str, Mapping[str, Whisker]]]) -> bytes:
+    """Dots with their intervals, a row each, one panel for each figure, as PNG.
+
+    Args:
+        panels: panel's title → group's name ("" for a single one) → row's name → Whisker.
+    """
+    groups = list(dict.fromkeys(group for panel in panels.values() for group in panel))
+    rows = list(dict.fromkeys(r for p in panels.values() for drawn in p.values() for r in drawn))
+    columns = max(1, min(4, len(panels)))
+    lines = max(1, -(-len(panels) // columns))
+    width = max(5.0, 2.4 * columns + 0.08 * max(map(len, rows), default=0))
+    height = 0.4 + lines * (0.9 + len(rows) * (0.15 + 0.15 * len(groups)))
+    figure, axes = _figure((width, height), lines, columns, squeeze=False, sharey=True)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    shown = {}
+    for axis, (title, panel) in zip(axes.flat, panels.items()):
+        for number, group in enumerate(groups):
+            shift = 0.5 * ((number + 0.5) / len(groups) - 0.5)
+            look = {"color": COLOURS[1:][number % 4], "fmt": "oDs^"[number % 4]}
+            shown[group] = _draw_whiskers(axis, panel.get(group, {}), rows, shift, look)
+        axis.set_title("\n".join(wrap(title, 32)))
+        axis.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
+        axis.grid(axis="x", color="0.9")
+        axis.locator_params(axis="x", nbins=4)
+    figure.supxlabel("lines: 95 % intervals; ticks: single trainings of a mean", fontsize=8)
+    if len(groups) > 1:
+        figure.legend(shown.values(), shown, loc="outside upper left", ncols=4, frameon=False)
+    return _png(figure)
+
+
+def _draw_whiskers(axis, drawn: Mapping[str, Whisker], rows: list[str], shift: float, look: dict):
+    """A group's dots in one panel, `shift` rows lower; their handle for the legend."""
+    heights = [rows.index(row) + shift for row in drawn]
+    values = [whisker.value for whisker in drawn.values()]
+    ends = [[w.value - w.low for w in drawn.values()], [w.high - w.value for w in drawn.values()]]
+    for height, whisker in zip(heights, drawn.values()):
+        place = [height] * len(whisker.singles)
+        axis.plot(whisker.singles, place, "|", color=look["color"], markersize=9)
+    return axis.errorbar(values, heights, xerr=ends, markersize=5, linewidth=1.4, **look)
+
+
 def png(image: np.ndarray | Image.Image) -> bytes:
     """A picture as a PNG file."""
     stream = io.BytesIO()
@@ -197,9 +250,17 @@ def _figure(size: tuple[float, float], rows: int, columns: int, **how):
 
 
 def _svg(figure) -> bytes:
+    return _saved(figure, format="svg", metadata={"Date": None})
+
+
+def _png(figure) -> bytes:
+    return _saved(figure, format="png", dpi=150)
+
+
+def _saved(figure, **how) -> bytes:
     from matplotlib import pyplot
 
     stream = io.BytesIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
+    figure.savefig(stream, **how)
     pyplot.close(figure)
     return stream.getvalue()

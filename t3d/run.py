@@ -345,10 +345,10 @@ def train(
     check_config(config)
     check_datasets(config, datasets)
     mesh = sharding.make_mesh(config.mesh)
-    member = Member(config, datasets, workdir, workdir / CACHE, log)
+    learner = Learner(config, datasets, workdir, workdir / CACHE, log)
     for name in talkers.STAGES if only is None else [only]:
-        prepared = member.prepare(name)
-        trainer.run(prepared.stage, prepared.training, mesh, config.mesh.rules, member.log)
+        prepared = learner.prepare(name)
+        trainer.run(prepared.stage, prepared.training, mesh, config.mesh.rules, learner.log)
     if only is None and hosts.is_first():
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
 
@@ -436,7 +436,6 @@ class Prepared:
     Attributes:
         stage; training: for `trainer.run`.
         rows, capacity: of the networks (`talker.build`); facts: of the stages.
-        identity: tells trainings apart that would come out otherwise, for one stage and config.
     """
 
     stage: trainer.Stage
@@ -444,10 +443,9 @@ class Prepared:
     rows: int
     capacity: int
     facts: stages.Facts
-    identity: tuple
 
 
-class Member:
+class Learner:
     """A run in training: feeds its stages with its datasets and what earlier networks make."""
 
     def __init__(
@@ -479,12 +477,9 @@ class Member:
     def prepare(self, name: str) -> Prepared:
         """Readies one stage; its arrays are made only if it is not finished."""
         frozen = open_run(self.workdir, talkers.NEEDS[name]).params
-        done = checkpoint.read_run(self.workdir).get("stages", {})
-        finished = (self.workdir / "params" / name).is_dir()
-        if not finished or done.get(name, {}).get("steps", -1) < self.config.stages[name].steps:
+        if not self.is_finished(name):
             self._make_arrays(name, frozen)
-        talker = talkers.build(self.config, int(self.rows[-1]), self.capacity)
-        stage = stages.make_stages(self.config, talker, self.facts)[name]
+        stage = self.stage(name)
         options = dict(size=self.config.size, mel_steps=self.config.mel_steps)
         settings, seed = stage.config, self.config.seed
         arrays = {key: value for key, value in self.arrays.items() if key in stage.fields}
@@ -511,9 +506,24 @@ class Member:
             self.workdir,
             seed,
         )
-        needed = tuple(done[need]["sha256"] for need in talkers.NEEDS[name])
-        identity = (seed, *(d.meta["fingerprint"] for d in self.datasets), *needed)
-        return Prepared(stage, training, int(self.rows[-1]), self.capacity, self.facts, identity)
+        return Prepared(stage, training, int(self.rows[-1]), self.capacity, self.facts)
+
+    def stage(self, name: str) -> trainer.Stage:
+        """The stage, with networks of the size known so far."""
+        return stages.make_stages(self.config, self._talker(), self.facts)[name]
+
+    def is_finished(self, name: str) -> bool:
+        """Whether a stage has had all its steps."""
+        done = checkpoint.read_run(self.workdir).get("stages", {}).get(name, {})
+        there = (self.workdir / "params" / name).is_dir()
+        return there and done.get("steps", -1) >= self.config.stages[name].steps
+
+    def identity(self, name: str) -> tuple:
+        """What decides a stage's outcome beside the config: seed, data, the stages before it."""
+        done = checkpoint.read_run(self.workdir).get("stages", {})
+        needed = (done[need]["sha256"] for need in talkers.NEEDS[name])
+        data = (dataset.meta["fingerprint"] for dataset in self.datasets)
+        return (self.config.seed, *data, *needed)
 
     @cached_property
     def facts(self) -> stages.Facts:
@@ -628,7 +638,7 @@ class Member:
         if not self.config.nerf.geometry_weight:
             return arrays
         views = _random_views(self.config.seed, speaker, pose)
-        novel = guides_of(self.config, speaker, expression, pose, views, max(8, rays // 2))
+        novel = guides_of(self.config, speaker, expression, pose, views, stages.novel_rays(rays))
         hit = np.isfinite(novel["depth"])
         novel["depth"] = np.where(hit, novel["depth"], 0.0).astype(np.float32)
         novel["camera"] = views

@@ -232,12 +232,16 @@ class Source:
         """
         load = self._loader(fields, size, mel_steps, arrays)
         elements = self._elements(fields)
-        total = batch_size * max(1, min(count, len(elements) // batch_size))
+        total = batch_size * self.count_batches(fields, batch_size, count)
         chosen = np.linspace(0, len(elements) - 1, total).round().astype(int)
         chosen = chosen.reshape(-1, batch_size)
         for batch in chosen if rows is None else chosen[:, rows]:
             samples = [load(elements[k], np.random.default_rng(int(k))) for k in batch]
             yield {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def count_batches(self, fields: Sequence[str], batch_size: int, count: int) -> int:
+        """How many batches `even_batches` gives."""
+        return max(1, min(count, len(self._elements(fields)) // batch_size))
 
     def _elements(self, fields: Sequence[str]) -> list[tuple[int, int]]:
         elements = self.frames

@@ -216,7 +216,7 @@ def space_loss(
     aux: Aux,
     beta_au: float = 0.25,
     beta_global: float = 0.25,
-    gradient_weight: float = 0.0,
+    gradient_weight: float | jax.Array = 0.0,
     weight: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L_S of Eq. 11; each norm is a mean over its elements, so no size changes the balance.
@@ -244,7 +244,7 @@ def space_loss(
             terms[f"{name}_perplexity"] = jnp.mean(found.perplexity)
             terms[f"{name}_usage"] = jnp.mean(found.usage)
             loss += terms[f"{name}_codebook"] + beta * terms[f"{name}_commitment"]
-    if gradient_weight:
+    if isinstance(gradient_weight, jax.Array) or gradient_weight:
         terms["gradient"] = gradient_difference(output, target, weight)
         loss += gradient_weight * terms["gradient"]
     return loss, terms

@@ -243,6 +243,16 @@ def novel_view_of(batch: Batch) -> View:
     return View(camera, batch["head_to_world"], guide)
 
 
+def novel_rays(rays: int) -> int:
+    """Rays per side of a random view."""
+    return max(8, rays // 2)
+
+
+def is_on(weight: Any) -> bool:
+    """Whether a term counts; one whose weight is traced does (t3d/population.py sees to it)."""
+    return isinstance(weight, jax.core.Tracer) or bool(weight)
+
+
 def training_motion(
     config: Any, talker: Talker, frozen: Frozen, batch: Batch, key: jax.Array
 ) -> Motion:
@@ -300,9 +310,7 @@ def _geometry(head: Head, params: Params, codes, batch: Batch) -> tuple[jax.Arra
 def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
     """The radiance field: Eq. 6, and what the 3D prior knows of its geometry."""
     nerf, head = config.nerf, talker.head
-    novel_head = replace(
-        head, capacity=max(1, head.capacity // 3)
-    )  # a quarter of the rays, most of them unseen
+    novel_head = replace(head, capacity=novel_rays(nerf.rays) ** 2)
 
     def init(key, batch):
         motion = Motion(*[jnp.zeros_like(batch["expression"])] * 3)
@@ -315,7 +323,7 @@ def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
         seen = head.apply(params, codes, view_of(batch), batch["row"], keys[1])
         error = seen.image - batch["image"]
         weight = 0.3 + batch["mask"] + nerf.mouth_weight * mouth_map(batch["points68"], config.size)
-        weight = weight if nerf.mouth_weight else jnp.ones_like(batch["mask"])
+        weight = weight if is_on(nerf.mouth_weight) else jnp.ones_like(batch["mask"])
         terms = {"photometric": jnp.mean(weight * error**2)}
         total = terms["photometric"]
         total += nerf.l1_weight * jnp.mean(weight * jnp.abs(error))
@@ -323,7 +331,7 @@ def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
         mask = jax.image.resize(batch["mask"][..., 0], seen.alpha.shape, "linear")
         terms["mask"] = jnp.mean((seen.alpha - mask) ** 2)
         total += nerf.mask_weight * terms["mask"]
-        if nerf.geometry_weight:
+        if is_on(nerf.geometry_weight):
             silhouette, depth = _geometry(novel_head, params, codes, batch)
             terms |= {"silhouette": silhouette, "depth": depth}
             total += nerf.geometry_weight * (silhouette + depth)
@@ -342,7 +350,7 @@ def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
 
     fields = ("image", "mask", "points68", "mel", "expression", "identity", "albedo")
     fields += ("illumination", "intrinsics", "head_to_world", "lip_codes", "oracle_codes", "row")
-    fields += GUIDE + (NOVEL if nerf.geometry_weight else ())
+    fields += GUIDE + (NOVEL if is_on(nerf.geometry_weight) else ())
     return Stage("nerf", fields, init, loss, config.stages.nerf, images)
 
 
@@ -381,6 +389,8 @@ def _space(config: Any, talker: Talker, facts: Facts) -> Stage:
         rendered = (chosen & batch["has_render"])[:, None, None, None]
         given = jnp.where(rendered, batch["render"] / 255.0, batch["image"])
         output, found = standardise(params, frozen, given)
+        gain = settings.feature_weight
+        weight = feature_weight(batch, gain) if is_on(gain) else None
         total, terms = standardize.space_loss(
             output,
             batch["image"],
@@ -388,7 +398,7 @@ def _space(config: Any, talker: Talker, facts: Facts) -> Stage:
             settings.beta_au,
             settings.beta_global,
             settings.gradient_weight,
-            feature_weight(batch, settings.feature_weight) if settings.feature_weight else None,
+            weight,
         )
         return total, terms | {"found": found}
 

@@ -609,13 +609,11 @@ def stack(trees: Sequence[Any]) -> Any:
 
     def one(*leaves: Any) -> np.ndarray:
         leaves = [np.asarray(leaf) for leaf in leaves]
-        longest = max(leaf.shape for leaf in leaves)
-        return np.stack(
-            [
-                np.pad(leaf, [(0, n - k) for k, n in zip(leaf.shape, longest, strict=True)])
-                for leaf in leaves
-            ]
-        )
+        longest = np.max([leaf.shape for leaf in leaves], axis=0).astype(int)
+        stacked = np.zeros((len(leaves), *longest), leaves[0].dtype)
+        for number, leaf in enumerate(leaves):
+            stacked[(number, *map(slice, leaf.shape))] = leaf
+        return stacked
 
     return jax.tree.map(one, *trees)
 

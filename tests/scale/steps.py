@@ -1,0 +1,47 @@
+"""Trains stages of an untrained run on meshes of this process's (or its job's) devices.
+
+    python steps.py RUN DATA OUT STAGES MESHES [COORDINATOR PROCESSES PROCESS]
+
+RUN holds random parameters of every stage; MESHES is "NAME=DATAxMODEL,…". Each stage is trained
+from the same frozen parameters for 20 steps a mesh; the outcome goes to OUT/NAME.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from t3d import config as configs
+from t3d import hosts, run
+from t3d.data.speaker_dataset import SpeakerDataset
+from t3d.train import sharding, trainer
+
+BATCH = 8
+NAMES = ("sync", "lip", "prior", "speech", "nerf", "au", "space")
+OVERRIDES = [f"stages.{name}.steps=20" for name in NAMES]
+OVERRIDES += [f"stages.{name}.batch_size={BATCH}" for name in NAMES]
+OVERRIDES += [f"stages.{name}.save_every=0" for name in NAMES]
+OVERRIDES += [f"stages.{name}.validate_every=0" for name in NAMES]
+
+
+def main(workdir, data, out, names, meshes, *job):
+    if job:
+        hosts.join(job[0], *map(int, job[1:]))
+    config = configs.load_config("tiny", OVERRIDES)
+    learner = run.Learner(config, [SpeakerDataset(data)], Path(workdir), Path(workdir) / "cache")
+    for name in names.split(","):
+        prepared = learner.prepare(name)
+        for text in meshes.split(","):
+            title, _, sizes = text.partition("=")
+            data_size, model_size = map(int, sizes.split("x"))
+            devices = jax.devices()[: data_size * model_size]
+            mesh = sharding.make_mesh(
+                {"population": 1, "data": data_size, "model": model_size}, devices
+            )
+            training = replace(prepared.training, workdir=Path(out) / title)
+            trainer.run(prepared.stage, training, mesh, config.mesh.rules, learner.log)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
