@@ -265,10 +265,12 @@ class StateStore:
         try:
             yield
         except Exception as error:
+            full = "No space left" in str(error)
+            reason = "no space left on the disk" if full else _first_line(error)
+            remedy = "free disk space" if full else "mend what it says"
             raise UserError(
-                f"{self.folder}: the state of step {step} could not be saved "
-                f"({_first_line(error)}); those saved before are whole: free disk space or mend "
-                "what it says, and run the same command again"
+                f"{self.folder}: the state of step {step} could not be saved ({reason}); those "
+                f"saved before are whole: {remedy}, and run the same command again"
             ) from error
 
     def restore(self, template: Any) -> tuple[Any, dict] | None:

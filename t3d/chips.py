@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from t3d.errors import UserError
 
 GIB = 2**30
+SMALL_KERNELS = 200  # rounds of the program that times their start
 ATTAINABLE = 0.5  # of the peak: what well-tuned trainings on these chips reach (MaxText's figures)
 PREALLOCATED = 0.75  # of a GPU's memory, which JAX takes unless it is told otherwise
 PASSES = {"bfloat16": 1, "float32 default": 1, "float32 high": 3, "float32 highest": 6}
@@ -32,6 +33,7 @@ class Chip:
         memory: bytes a program may use; bandwidth: bytes/s to it.
         link: bytes/s that leave it for its neighbours of a slice or host, all links together.
         network: bytes/s that it can send to other hosts.
+        start: seconds to start a kernel; no vendor tells them: 0 for chips that are not here.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Chip:
     bandwidth: float
     link: float
     network: float
+    start: float = 0.0
 
     def compute_seconds(self, products: Mapping[str, float]) -> float:
         """Time of matrix products, FLOPs by kind; kinds not listed at the slowest rate."""
@@ -118,12 +121,14 @@ class Cluster:
     Attributes:
         topology: as it was asked for; chip: each device; near: how many its links reach.
         devices: described ones, or this machine's.
+        options: of the compiler.
     """
 
     topology: str
     chip: Chip
     devices: list
     near: float
+    options: tuple[tuple[str, bool], ...] = ()
 
     def network_seconds(self, kind: str, group: int, size: float) -> float:
         """Time of a collective by the ring algorithm; `size` as `hlo.Moved` has it."""
@@ -161,7 +166,7 @@ def cluster(topology: str) -> Cluster:
 
 
 def _tpu_slice(topology: str, name: str, shape: str) -> Cluster:
-    _need("libtpu", topology, "t3d[plan]")
+    _need("libtpu", topology, "plan")
     # The compiler asks for the machine it is not on; one log line a device would be printed.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1",
@@ -176,7 +181,7 @@ def _tpu_slice(topology: str, name: str, shape: str) -> Cluster:
 
 
 def _gpus(topology: str, name: str, shape: str) -> Cluster:
-    _need("jax_cuda12_plugin", topology, "t3d[plan_gpu]")
+    _need("jax_cuda12_plugin", topology, "plan_gpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sizes = [int(n) for n in shape.split("x")]
     if len(sizes) > 2:
@@ -188,7 +193,8 @@ def _gpus(topology: str, name: str, shape: str) -> Cluster:
         target_config=_gpu_text(name),
         topology=f"1x{hosts}x{each}",
     )
-    return Cluster(topology, CHIPS[name], devices, near=each)
+    # Triton's tiles are found by trying them on the chip; cuBLAS takes its own.
+    return Cluster(topology, CHIPS[name], devices, each, (("xla_gpu_enable_triton_gemm", False),))
 
 
 def _gpu_text(name: str) -> str:
@@ -212,33 +218,53 @@ def _gpu_text(name: str) -> str:
 def _need(module: str, topology: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise UserError(
-            f"--topology {topology}: its compiler ({module}) is not installed; "
-            f"pip install -c constraints.txt -e '.{extra.removeprefix('t3d')}'"
+            f"--topology {topology}: its compiler ({module}) is not installed: "
+            f"pip install -c constraints.txt -e '.[{extra}]'"
         )
 
 
-def _described(topology: str, **what) -> list:
+def _described(asked: str, **what) -> list:
     from jax.experimental import topologies
 
     try:
         return list(topologies.get_topology_desc(**what).devices)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--topology {topology}: no such one ({reason}); try another") from error
+        raise UserError(f"--topology {asked}: no such one ({reason}); try another") from error
 
 
 # ---- this machine
 
 
 def measured_cpu() -> Chip:
-    """This machine's CPU: a large matrix product and a sweep over memory, timed now."""
-    square, row = jnp.ones((1024, 1024)), jnp.ones(2**24)
-    multiply, add = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+    """This machine's CPU, timed now: a large product, a sweep over memory, many small kernels."""
+    square, few = jnp.ones((1024, 1024)), jnp.ones(4)
+    multiply, chain = jax.jit(jnp.matmul), jax.jit(_many_kernels)
     rate = 2 * 1024**3 / median_seconds(lambda: multiply(square, square))
-    bandwidth = 2 * row.nbytes / median_seconds(lambda: add(row))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    start = median_seconds(lambda: chain(few)) / (2 * SMALL_KERNELS)
+    bandwidth = _sweep_speed()
     peak = dict.fromkeys(PASSES, rate)
-    return Chip("this CPU", peak, 1.0, memory, bandwidth, bandwidth, bandwidth)
+    return Chip("this CPU", peak, 1.0, memory, bandwidth, bandwidth, bandwidth, start)
+
+
+def _sweep_speed(size: int = 2**24) -> float:
+    """Bytes/s read and written by a kernel in an array of 64 MB that stays where it is."""
+    row, add = jnp.ones(size), jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def sweep() -> jax.Array:
+        nonlocal row
+        row = add(row)
+        return row
+
+    return 2 * row.nbytes / median_seconds(sweep)
+
+
+def _many_kernels(x: jax.Array) -> jax.Array:
+    """Two kernels a round: a sort is never fused with what follows it."""
+    for _ in range(SMALL_KERNELS):
+        x = 1.01 * jnp.sort(x)[::-1]
+    return x
 
 
 def median_seconds(function: Callable, rounds: int = 15) -> float:

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import errno
 import importlib
+import logging
 import os
 import re
 import sys
@@ -272,6 +273,12 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         metavar="KEY=VALUE",
         help="what its jobs need, for instance partition=gpu",
     )
+    sub.add_argument(
+        "--population",
+        action="store_true",
+        help="train members that differ in numbers alone (seeds, rates, weights, speakers) as one "
+        "program",
+    )
     sub.add_argument("--dry-run", action="store_true", help="tell what would be done or written")
     sub.add_argument(
         "--member", type=int, metavar="K", help="train and measure this one only: what a job does"
@@ -452,6 +459,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if in_job and hosts.CHILD not in os.environ:
         return hosts.supervise(arguments)
     _keep_compiled_programs()
+    if not args.debug:  # libraries' own accounts of what our line says
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         if in_job:
             hosts.join(args.coordinator, args.processes, args.process)

@@ -129,6 +129,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def say(line: str) -> None:
+    """Prints a line, once for the whole job."""
+    if is_first():
+        print(line, flush=True)
+
+
 def meet(name: str) -> None:
     """Waits until all processes of the job have come here."""
     if client := _client():

@@ -13,9 +13,10 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from t3d import checkpoint, evaluate, measure, sweep_jobs, sweep_results, talker
+from t3d import checkpoint, evaluate, hosts, measure, population, sweep_jobs, sweep_results, talker
 from t3d import config as configs
 from t3d import run as runs
 from t3d.data.parts import write_atomically
@@ -132,6 +133,37 @@ def train_all(
     for member in untrained(members):
         log(f"{members.index(member) + 1}/{len(members)} {member.folder}")
         train_member(member, [*donors, *(other.folder for other in members)], log)
+    for member in members:
+        _check_whole(member)
+
+
+def train_together(
+    members: Sequence[Member], donor: Path | None, out: Path, log: Callable[[str], None] = print
+) -> None:
+    """Trains all members as populations (`t3d/population.py`), on all hosts of the job.
+
+    Args:
+        donor: as in `train_all`; out: the sweep's folder, which takes the populations' states.
+
+    Raises:
+        UserError: as `train_all`.
+    """
+    for member in members:
+        _check(member)
+
+    def say(line: str, member: Member) -> None:
+        log(f"{member}: {line}")
+
+    def take_over(learner: runs.Learner, folders: Iterable[Path]) -> None:
+        donors = [*([donor] if donor else []), *folders]
+        record = runs.record_of(learner.config, learner.datasets)
+        adopt(learner.workdir, record, donors, learner.log)
+
+    learners = [
+        runs.Learner(m.config, [m.speaker], m.folder, out / runs.CACHE, partial(say, member=m))
+        for m in members
+    ]
+    population.train(learners, out, take_over, log)
     for member in members:
         _check_whole(member)
 
@@ -318,10 +350,15 @@ def sweep_command(args) -> None:
     missing = ""
     if args.collect:
         members, missing = collect(members)
+    elif args.population:
+        train_together(members, donor, Path(args.out), hosts.say)
     else:
         train_all(members, donor)
-        measure_all(members)
-    report(args, members, tables, missing)
+    if hosts.is_first():
+        if not args.collect:
+            measure_all(members)
+        report(args, members, tables, missing)
+    hosts.meet("the sweep is reported")
 
 
 def _check_options(args) -> None:
@@ -330,8 +367,12 @@ def _check_options(args) -> None:
         raise UserError("--member and --collect: give one of them")
     if args.launcher == "local" and args.launcher_option:
         raise UserError("--launcher-option: goes with --launcher slurm, jobset or sky")
-    if args.launcher != "local" and (args.member is not None or args.collect):
-        raise UserError("--member and --collect: are done here; leave --launcher away")
+    if args.launcher != "local" and (args.member is not None or args.collect or args.population):
+        raise UserError("--member, --collect, --population: are done here; leave --launcher away")
+    if args.population and (args.member is not None or args.collect):
+        raise UserError("--population: trains all members; leave --member and --collect away")
+    if args.in_job and not args.population:
+        raise UserError("--distributed: several hosts train a sweep together with --population")
 
 
 def report(args, members: Sequence[Member], tables: dict, missing: str) -> None:

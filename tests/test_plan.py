@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t3d import checkpoint, chips, flops, hlo, plan
+from t3d import checkpoint, chips, flops, hlo, planning
 from t3d import talker as talkers
 from t3d.cli import main
 from t3d.config import load_config
@@ -135,7 +135,9 @@ def cpu():
 def steps(cpu):
     """The tiny config's nerf step compiled for this CPU, at two batch sizes."""
     config = load_config("tiny")
-    return [plan.compile_step(config, "nerf", cpu, plan.Layout(1, 1, n), 50) for n in (4, 16)]
+    return [
+        planning.compile_step(config, "nerf", cpu, planning.Layout(1, 1, n), 50) for n in (4, 16)
+    ]
 
 
 def test_the_compiled_step_does_the_products_that_were_asked_for(steps):
@@ -208,15 +210,20 @@ def test_a_gradient_over_eight_devices_is_added_up_once():
 # ---- layouts, rings, scaling
 
 
+def pod(chips_in_it=256):
+    """So many of this machine's device: a layout asks for their number alone."""
+    return chips.Cluster("", described().chip, jax.devices()[:1] * chips_in_it, math.inf)
+
+
 def test_without_a_global_batch_every_chip_keeps_the_configs_batch():
     config = load_config("talker")
-    assert plan.layout_of(config, "nerf", 256, None) == plan.Layout(256, 1, 8 * 256)
+    assert planning.layout_of(config, "nerf", pod(), None) == planning.Layout(256, 1, 8 * 256)
     config = load_config("talker", ["mesh.model=4"])
-    assert plan.layout_of(config, "nerf", 256, None) == plan.Layout(64, 4, 8 * 64)
+    assert planning.layout_of(config, "nerf", pod(), None) == planning.Layout(64, 4, 8 * 64)
 
 
 def test_a_batch_smaller_than_the_pod_spreads_its_rays_over_the_rest():
-    assert plan.layout_of(load_config("talker"), "nerf", 256, 8) == plan.Layout(8, 32, 8)
+    assert planning.layout_of(load_config("talker"), "nerf", pod(), 8) == planning.Layout(8, 32, 8)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +236,7 @@ def test_a_batch_smaller_than_the_pod_spreads_its_rays_over_the_rest():
 )
 def test_a_mesh_that_does_not_fit_the_chips_is_a_users_error(overrides, batch, word):
     with pytest.raises(UserError, match=word):
-        plan.layout_of(load_config("talker", overrides), "nerf", 256, batch)
+        planning.layout_of(load_config("talker", overrides), "nerf", pod(), batch)
 
 
 def test_a_ring_sends_what_a_simulated_one_sends():
@@ -251,33 +258,40 @@ def described(near=math.inf, link=1e9, network=1e8):
 def made(layout, products, size, *collectives):
     moved = {(m.kind, m.group): m for m in collectives}
     asked = flops.Counter({"bfloat16": products * layout.chips})
-    return plan.Compiled(
+    return planning.Compiled(
         layout, asked, 0, 0, None, hlo.Totals(products, size, 1, collectives=moved)
     )
 
 
 def test_the_roofline_takes_the_longest_and_says_which():
-    step = made(plan.Layout(4, 1, 8), 2e12, 3e9, hlo.Moved("all-reduce", 4, 1, 4e9))
-    seconds = plan.seconds_of(plan.cost_of(step), described())
+    step = made(planning.Layout(4, 1, 8), 2e12, 3e9, hlo.Moved("all-reduce", 4, 1, 4e9))
+    seconds = planning.seconds_of(planning.cost_of(step), described())
     assert (seconds.compute, seconds.memory, seconds.network) == pytest.approx((2, 3, 6))
     assert (seconds.step, seconds.apart, seconds.binds) == pytest.approx((6, 9, "network"))
-    across = plan.seconds_of(plan.cost_of(step), described(near=2))
+    across = planning.seconds_of(planning.cost_of(step), described(near=2))
     assert across.network == pytest.approx(60)
 
 
 def test_chips_that_need_not_talk_scale_perfectly_and_rings_cost_what_they_send():
-    alone = made(plan.Layout(4, 1, 8), 1e12, 1e9)
-    assert {p.efficiency_apart for p in plan.weak_scaling(alone, described())} == {1.0}
-    talking = made(plan.Layout(4, 1, 8), 1e12, 1e9, hlo.Moved("all-reduce", 4, 1, 1e9))
-    points = plan.weak_scaling(talking, described())
-    expected = [1 / (1 + 2 * (n - 1) / n) for n in plan.CHIPS]
+    alone = made(planning.Layout(4, 1, 8), 1e12, 1e9)
+    assert {p.efficiency_apart for p in planning.weak_scaling(alone, described())} == {1.0}
+    talking = made(planning.Layout(4, 1, 8), 1e12, 1e9, hlo.Moved("all-reduce", 4, 1, 1e9))
+    points = planning.weak_scaling(talking, described())
+    expected = [1 / (1 + 2 * (n - 1) / n) for n in planning.CHIPS]
     assert [p.efficiency_apart for p in points] == pytest.approx(expected)
 
 
+def test_gradients_keep_their_size_and_what_else_is_sent_goes_with_the_frames():
+    sent = [hlo.Moved(kind, 4, 1, 1e9) for kind in ("all-reduce", "all-gather")]
+    cost = planning.cost_of(made(planning.Layout(4, 1, 8), 1e12, 1e9, *sent))
+    now = planning.spread(cost, planning.Layout(4, 1, 8), planning.Layout(8, 1, 8))
+    assert [(m.group, m.bytes) for m in now.collectives] == [(8, 1e9), (8, 0.5e9)]
+
+
 def test_dividing_rays_helps_only_the_part_of_the_work_that_has_rays():
-    whole = made(plan.Layout(256, 1, 2048), 8e12, 0)  # 1 TFLOP a frame
-    split = made(plan.Layout(8, 32, 8), 0.25e12 + 0.75e12 / 32, 0)  # of which 3/4 are divided
-    points = plan.strong_scaling(whole, split, 8, described())
+    whole = made(planning.Layout(256, 1, 2048), 8e12, 0)  # 1 TFLOP a frame
+    split = made(planning.Layout(8, 32, 8), 0.25e12 + 0.75e12 / 32, 0)  # of which 3/4 are divided
+    points = planning.strong_scaling(whole, split, 8, described())
     times = [p.seconds.step for p in points]
     assert times[:4] == pytest.approx([8, 4, 2, 1])
     assert times[4:] == pytest.approx([0.25 + 0.75 / m for m in (2, 4, 8, 16, 32)])
@@ -303,15 +317,15 @@ def test_the_planned_batch_is_the_one_that_training_feeds(learner, name):
     prepared = learner.prepare(name)
     size = prepared.stage.config.batch_size
     batch = next(prepared.training.batches(0, np.arange(size)))
-    planned = plan.abstract_batch(learner.config, prepared.stage.fields, size)
+    planned = planning.abstract_batch(learner.config, prepared.stage.fields, size)
     found = {key: (value.shape, value.dtype) for key, value in batch.items()}
     assert found == {key: (value.shape, value.dtype) for key, value in planned.items()}
 
 
 def test_predicted_and_measured_steps_grow_alike_on_this_cpu(steps, cpu):
-    first, last = plan.check_prediction(steps, cpu)
+    first, last = planning.check_prediction(steps, cpu)
     predicted, measured = last.predicted / first.predicted, last.measured / first.measured
-    assert predicted > 2
+    assert predicted > 1.3 and measured > 1.3
     assert predicted / 2 < measured < predicted * 2
 
 
@@ -322,7 +336,8 @@ def test_the_plan_of_this_cpu_is_told_as_tables_and_json(tmp_path, capsys):
     told, shown = json.loads(file.read_text()), capsys.readouterr().out
     assert told["fits"] and told["chips"] == 1 and told["global_batch"] == 16
     assert told["memory_bytes"]["peak"] > told["parameter_bytes"]
-    assert told["step_seconds"] == max(told["seconds"].values())
+    *terms, start = told["seconds"].values()
+    assert told["step_seconds"] == max(terms) + start
     assert "binds" in shown and "bytes moved" in shown
 
 
@@ -382,9 +397,9 @@ def test_a_tpu_slice_that_is_not_there_is_planned(tmp_path):
 
 @needs_libtpu
 def test_a_step_that_does_not_fit_a_tpu_is_told_not_raised(tmp_path):
-    arguments = ["--config", "tiny", "--topology", "v5e:1x1", "--global-batch", "65536"]
+    arguments = ["--config", "tiny", "--topology", "v5e:2x2", "--global-batch", "262144"]
     told = planned(tmp_path, *arguments)
-    assert told["fits"] is False and "hbm" in told["refusal"]
+    assert told["fits"] is False and "HBM" in told["refusal"]
 
 
 @needs_libtpu

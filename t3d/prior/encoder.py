@@ -46,7 +46,9 @@ class PriorEncoder(nn.Module):
             y = nn.Conv(
                 features * self.width, (kernel, kernel), (stride, stride), dtype=self.dtype
             )(x)
-            y = nn.GroupNorm(num_groups=None, group_size=8, dtype=self.dtype)(y)
+            y = nn.GroupNorm(
+                num_groups=None, group_size=8, use_fast_variance=False, dtype=self.dtype
+            )(y)
             x = nn.gelu(y + x if y.shape == x.shape else y)
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x.reshape(x.shape[0], -1))
         x = nn.gelu(nn.Dense(4 * self.width, dtype=self.dtype)(x))

@@ -40,17 +40,20 @@ class AUEncoder(nn.Module):
         x = 2.0 * face.astype(self.dtype) - 1.0
         for factor in (1, 2, 4, 4):
             x = nn.Conv(factor * self.width, (3, 3), strides=(2, 2), dtype=self.dtype)(x)
-            x = nn.silu(nn.GroupNorm(num_groups=self._groups(), dtype=self.dtype)(x))
+            norm = nn.GroupNorm(self._groups(), use_fast_variance=False, dtype=self.dtype)
+            x = nn.silu(norm(x))
         x = x.reshape(x.shape[0], -1)
         x = nn.silu(nn.Dense(self.hidden, dtype=self.dtype)(x))
         x = nn.Dense(self.n_au * self.dim, dtype=self.dtype)(x)
-        features = nn.LayerNorm(dtype=self.dtype)(x.reshape(-1, self.n_au, self.dim))
+        features = nn.LayerNorm(use_fast_variance=False, dtype=self.dtype)(
+            x.reshape(-1, self.n_au, self.dim)
+        )
         x = nn.silu(self._per_au("judge", features, self.hidden))
         logits = self._per_au("decide", x, 1)[..., 0]
         return features, logits.astype(jnp.float32)
 
     def _groups(self) -> int:
-        return min(8, self.width)
+        return min(8, self.width // 2)
 
     def _per_au(self, name: str, x: jax.Array, out: int) -> jax.Array:
         """A fully connected layer of which every AU has its own: [B, n_au, C] → [B, n_au, out]."""

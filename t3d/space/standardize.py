@@ -37,7 +37,9 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
-        h = nn.GroupNorm(num_groups=math.gcd(8, self.width), dtype=self.dtype)(x)
+        h = nn.GroupNorm(
+            num_groups=math.gcd(8, self.width), use_fast_variance=False, dtype=self.dtype
+        )(x)
         h = nn.Conv(self.width, (3, 3), dtype=self.dtype)(nn.silu(h))
         if condition is not None:
             film = nn.Dense(
@@ -66,7 +68,7 @@ class GlobalEncoder(nn.Module):
         for _ in range(self.blocks):
             x = _Block(self.width, self.dtype)(x)
         x = nn.Conv(self.dim, (1, 1), dtype=self.dtype)(x)
-        return nn.LayerNorm(dtype=self.dtype)(x)
+        return nn.LayerNorm(use_fast_variance=False, dtype=self.dtype)(x)
 
 
 class Decoder(nn.Module):

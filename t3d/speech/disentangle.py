@@ -28,7 +28,7 @@ class StyleNet(nn.Module):
         x = mel.astype(self.dtype) / 4
         for strides in (1, 2, 2):
             x = nn.Conv(self.width, (3,), (strides,), dtype=self.dtype)(x)
-            x = nn.gelu(nn.LayerNorm(dtype=self.dtype)(x))
+            x = nn.gelu(nn.LayerNorm(use_fast_variance=False, dtype=self.dtype)(x))
         # Manner is slow (loudness, rate): the mean over the window keeps it, not the phone.
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x.mean(1))
         person = nn.gelu(nn.Dense(self.width // 2, dtype=self.dtype)(identity))

@@ -93,7 +93,7 @@ class SpeechEncoder(nn.Module):
         x = mel.astype(self.dtype) / 4
         for strides in (1, 2):
             x = nn.Conv(2 * self.width, (3,), (strides,), dtype=self.dtype)(x)
-            x = nn.gelu(nn.LayerNorm(dtype=self.dtype)(x))
+            x = nn.gelu(nn.LayerNorm(use_fast_variance=False, dtype=self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         return nn.Dense(self.bottleneck, dtype=self.dtype)(x.reshape(x.shape[0], -1))
 

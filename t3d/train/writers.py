@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from t3d.errors import UserError
 
@@ -20,6 +23,50 @@ LAG = 8  # steps that may be in flight before the oldest one's loss is waited fo
 SCALARS_EVERY = 1.0  # seconds
 LINES_EVERY = 10.0  # seconds, where no bar can be drawn
 MAX_BAD_STEPS = 10  # in a row
+
+
+class Events:
+    """TensorBoard's file of a stage; one that cannot be written ends with a line, not the training.
+
+    tensorboardX's SummaryWriter would write from a thread, which a full disk kills without a word.
+    """
+
+    def __init__(self, folder: Path, start: int, log: Callable[[str], None]):
+        """Args: start: what earlier files hold of this step and later ones is hidden."""
+        self.folder, self.log = folder, log
+        self._file: EventsWriter | None = None
+        with self._guarded():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(folder / "events"))
+        self._write(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, contents: Any) -> None:
+        """Writes a summary of `tensorboardX.summary` at a step."""
+        self._write(Event(step=step, summary=contents))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with self._guarded():
+            if self._file:
+                self._file.write_event(event)
+                self._file.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        with self._guarded():
+            if self._file:
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._file = None
+            self.log(
+                f"{self.folder}: TensorBoard's file cannot be written ({error.strerror}); the "
+                "training goes on without it"
+            )
 
 
 class Monitor:
@@ -42,7 +89,7 @@ class Monitor:
         population, whose metrics are [M] arrays; the first one shows the progress."""
         self.name, self.start, self.steps, self.log = name, start, steps, log
         self.member, self._shows = member, folder is not None and not member
-        self._summary = folder and SummaryWriter(str(folder), purge_step=start)
+        self._events = folder and Events(folder, start, log)
         self._pending: deque = deque()
         self._window: list[dict[str, float]] = []
         self._means: dict[str, float] = {}
@@ -55,8 +102,8 @@ class Monitor:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._summary:
-            self._summary.close()
+        if self._events:
+            self._events.close()
         if self._bar:
             self._bar.stop()
 
@@ -84,14 +131,14 @@ class Monitor:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes scalars at a step."""
-        for key, value in values.items() if self._summary else ():
-            self._summary.add_scalar(f"{self.name}/{key}", float(value), step)
+        for key, value in values.items() if self._events else ():
+            self._events.add(step, summary.scalar(f"{self.name}/{key}", float(value)))
 
     def images(self, step: int, images: dict[str, Any]) -> None:
         """Writes image grids {name: [N, H, W, 3] in [0, 1]} at a step."""
-        for key, value in images.items() if self._summary else ():
+        for key, value in images.items() if self._events else ():
             grid = np.asarray(value, np.float32).clip(0, 1)
-            self._summary.add_images(f"{self.name}/{key}", grid, step, dataformats="NHWC")
+            self._events.add(step, summary.image(f"{self.name}/{key}", grid, dataformats="NHWC"))
 
     def _take(self, step: int, metrics: dict[str, jax.Array], source: dict[str, Any]) -> None:
         here = () if self.member is None else self.member

@@ -15,14 +15,14 @@ import jax
 from t3d import config as configs
 from t3d import hosts, run
 from t3d.data.speaker_dataset import SpeakerDataset
+from t3d.talker import STAGES
 from t3d.train import sharding, trainer
 
-BATCH = 8
-NAMES = ("sync", "lip", "prior", "speech", "nerf", "au", "space")
-OVERRIDES = [f"stages.{name}.steps=20" for name in NAMES]
-OVERRIDES += [f"stages.{name}.batch_size={BATCH}" for name in NAMES]
-OVERRIDES += [f"stages.{name}.save_every=0" for name in NAMES]
-OVERRIDES += [f"stages.{name}.validate_every=0" for name in NAMES]
+BATCH = 4
+OVERRIDES = [f"stages.{name}.steps=20" for name in STAGES]
+OVERRIDES += [f"stages.{name}.batch_size={BATCH}" for name in STAGES]
+OVERRIDES += [f"stages.{name}.save_every=0" for name in STAGES]
+OVERRIDES += [f"stages.{name}.validate_every=0" for name in STAGES]
 
 
 def main(workdir, data, out, names, meshes, *job):

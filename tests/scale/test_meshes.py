@@ -1,0 +1,55 @@
+"""The same global batch gives the same numbers on 1, 4 and 8 devices and on 2 processes × 2."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t3d import checkpoint
+from t3d.talker import STAGES
+
+TOLERANCE = 1e-5  # after 20 steps: of losses, and of parameters as a share of the tensor's largest
+
+
+SCRIPT = Path(__file__).with_name("steps.py")
+
+
+@pytest.fixture(scope="module")
+def outcomes(ready, data, start, end, tmp_path_factory):
+    """Every stage after 20 steps, on each mesh."""
+    out = tmp_path_factory.mktemp("meshes")
+    script = [SCRIPT, ready, data, out, ",".join(STAGES)]
+    ended(end, start([*script, "one=1x1,four=4x1,eight=4x2"], devices=8))
+    job = [f"127.0.0.1:{49152 + os.getpid() % 10000}", 2]
+    pair = [start([*script, "hosts=2x2", *job, number], devices=2) for number in range(2)]
+    for process in pair:
+        ended(end, process)
+    return out
+
+
+def ended(end, process):
+    code, output = end(process, 900)
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("mesh", ["four", "eight", "hosts"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_twenty_steps_are_the_same_on_every_mesh(outcomes, stage, mesh):
+    entries = [checkpoint.read_run(outcomes / name)["stages"][stage] for name in ("one", mesh)]
+    for key in ("loss_first", "loss_last", "validation"):
+        assert entries[1][key] == pytest.approx(entries[0][key], rel=TOLERANCE), key
+    alone, spread = (
+        checkpoint.named_leaves(checkpoint.load_params(outcomes / name / "params" / stage))
+        for name in ("one", mesh)
+    )
+    for name, value in alone.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(spread[name], value, atol=TOLERANCE * scale, err_msg=name)
+
+
+def test_training_moved_the_parameters(outcomes):
+    """Else the test above could not fail."""
+    for stage in STAGES:
+        entry = checkpoint.read_run(outcomes / "one")["stages"][stage]
+        assert entry["loss_last"] < entry["loss_first"], stage
