@@ -322,6 +322,20 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.epilog = "--config.KEY=VALUE overrides a value, for instance --config.mesh.model=4"
 
     sub = command(
+        "bench",
+        "measure on this machine: does the input keep up, what a population and the caches save",
+        _later("t3d.bench", "bench_command"),
+        ["json"],
+    )
+    sub.add_argument("what", choices=("data", "population", "startup"))
+    sub.add_argument("--config", default="preview", help="name of a config, or its file (preview)")
+    sub.add_argument("--data", required=True, metavar="DIR[,DIR…]", help="prepared datasets")
+    sub.add_argument("--stage", help="of the training (data: all, else: nerf)")
+    sub.add_argument("--members", type=int, default=8, help="of the population (8)")
+    sub.add_argument("--plan", metavar="FILE", help="of t3d plan --json: the workers that it needs")
+    sub.add_argument("--json", metavar="FILE", help="write the figures there")
+
+    sub = command(
         "demo",
         "synthesise a speaker, learn it, make it speak, measure it",
         _later("t3d.demo", "demo_command"),
@@ -379,7 +393,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     rest, overrides = split_overrides(arguments)
     args, unknown = top.parse_known_args(rest)
     sub = by_name[args.command]
-    if overrides and args.command not in ("train", "sweep", "plan"):
+    if overrides and args.command not in ("train", "sweep", "bench", "plan"):
         unknown.append(f"{OVERRIDE}{overrides[0]}")
     if unknown:
         options = [word for word in unknown if word.startswith("-")]

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from t3d import config as configs
 from t3d import flops, hlo
-from t3d.chips import Chip, cluster
+from t3d.chips import Chip, Cluster, cluster
 from t3d.data.parts import write_atomically
 from t3d.errors import UserError
 from t3d.planning import (
@@ -60,6 +61,7 @@ def to_json(plan: Plan) -> dict:
         "flops": plan.cost.products,
         "bytes_moved": plan.cost.bytes,
         "kernels": step.totals.kernels,
+        "loops_counted_once": step.asked[flops.UNKNOWN_LOOPS] + step.totals.unknown_loops,
         "collectives": [asdict(m) for m in plan.cost.collectives if m.group > 1],
         "seconds": asdict(plan.seconds),
         "attainable_share_of_peak": chip.attainable,
@@ -237,36 +239,42 @@ def show_check(checks: Sequence[Check], console: Console) -> None:
     _print(console, f"Steps on this CPU, median of {ROUNDS}", columns, rows)
 
 
-def plan_command(args) -> None:
-    """`t3d plan`."""
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(markup=False, emoji=False, highlight=False, width=110)
-    config = configs.load_config(args.config, args.overrides)
+def _refuse_what_no_plan_can_do(args) -> None:
     if args.check and args.topology != "cpu":
         raise UserError("--check: steps can be measured on this machine only: --topology cpu")
     if args.plot and args.topology == "cpu":
         raise UserError("--plot: scaling is of a cluster: give another --topology than cpu")
+
+
+def _checks(args, config: ConfigDict, target: Cluster) -> list[Check]:
+    layouts = [Layout(1, 1, size) for size in CHECKED]
+    steps = [compile_step(config, args.stage, target, at, args.frames) for at in layouts]
+    return check_prediction(steps, target)
+
+
+def _console() -> Console:
+    plain = partial(Console, markup=False, emoji=False, highlight=False)
+    return plain() if plain().is_terminal else plain(width=110)
+
+
+def plan_command(args) -> None:
+    """`t3d plan`."""
+    _refuse_what_no_plan_can_do(args)
+    console, config = _console(), configs.load_config(args.config, args.overrides)
     # Programs for chips that are not here can be written to JAX's cache but not read from it.
     jax.config.update("jax_enable_compilation_cache", False)
     target = cluster(args.topology)
     plan = make_plan(
         args.config, config, args.stage, target, args.frames, args.global_batch, console.print
     )
-    show(plan, console)
-    told = to_json(plan)
-    if args.check:
-        layouts = [Layout(1, 1, size) for size in CHECKED]
-        steps = [compile_step(config, args.stage, target, at, args.frames) for at in layouts]
-        checks = check_prediction(steps, target)
-        show_check(checks, console)
-        told["check"] = [asdict(c) for c in checks]
+    checks = _checks(args, config, target) if args.check else []
     if args.json:
-        text = json.dumps(told, indent=1) + "\n"
+        text = json.dumps(to_json(plan) | {"check": [asdict(c) for c in checks]}, indent=1) + "\n"
         write_atomically(Path(args.json), lambda temporary: temporary.write_text(text))
-    if args.plot and not plan.weak:
-        raise UserError(
-            f"--plot {args.plot}: not drawn, since a step does not fit; try a smaller one"
-        )
-    if args.plot:
+    if args.plot and plan.weak:
         draw(plan, Path(args.plot))
+    show(plan, console)
+    if checks:
+        show_check(checks, console)
+    if args.plot and not plan.weak:
+        raise UserError(f"--plot {args.plot}: not drawn, since a step does not fit; see above")

@@ -117,12 +117,28 @@ def _counts(key: str, name: str) -> bool:
 
 
 def _train_stage(group: Sequence[Learner], name: str, folder: Path, mesh, log) -> None:
-    prepared = [learner.prepare(name) for learner in group]
-    config, rules = group[0].config, group[0].config.mesh.rules
+    rules = group[0].config.mesh.rules
     if len(group) == 1:
-        trainer.run(prepared[0].stage, prepared[0].training, mesh, rules, group[0].log)
+        prepared = group[0].prepare(name)
+        trainer.run(prepared.stage, prepared.training, mesh, rules, group[0].log)
         return
-    talker = talkers.build(config, max(p.rows for p in prepared), max(p.capacity for p in prepared))
+    stage_of, trainings = together(group, name)
+    store = folder / "population" / _digest(group, name)
+    trainer.run_population(stage_of, trainings, store, mesh, rules, log)
+
+
+def together(
+    group: Sequence[Learner], name: str
+) -> tuple[Callable[[Any], trainer.Stage], list[trainer.Training]]:
+    """What `trainer.run_population` takes to train a stage of members that are alike.
+
+    Tables by frame are as long as the longest member's, and as many rays are evaluated as for the
+    member that needs the most. Members of one seed and the same data share their batches.
+    """
+    prepared = [learner.prepare(name, threads=1) for learner in group]
+    config = group[0].config
+    rows, capacity = (max(getattr(p, key) for p in prepared) for key in ("rows", "capacity"))
+    talker = talkers.build(config, rows, capacity)
 
     def stage_of(values: dict) -> trainer.Stage:
         own = with_numbers(config, values["numbers"])
@@ -133,8 +149,7 @@ def _train_stage(group: Sequence[Learner], name: str, folder: Path, mesh, log) -
     if len({learner.identity(name) for learner in group}) == 1:
         feeds = {key: getattr(trainings[0], key) for key in ("batches", "validation_batches")}
         trainings = [replace(training, **feeds) for training in trainings]
-    store = folder / "population" / _digest(group, name)
-    trainer.run_population(stage_of, trainings, store, mesh, rules, log)
+    return stage_of, trainings
 
 
 def _differing(numbers: list[dict[str, float]]) -> list[dict[str, float]]:

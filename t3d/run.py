@@ -474,8 +474,12 @@ class Learner:
         self.arrays: dict[str, list[np.ndarray]] = {}
         self.capacity = config.nerf.rays**2
 
-    def prepare(self, name: str) -> Prepared:
-        """Readies one stage; its arrays are made only if it is not finished."""
+    def prepare(self, name: str, threads: int = 2) -> Prepared:
+        """Readies one stage; its arrays are made only if it is not finished.
+
+        Args:
+            threads: that read its batches ahead.
+        """
         frozen = open_run(self.workdir, talkers.NEEDS[name]).params
         if not self.is_finished(name):
             self._make_arrays(name, frozen)
@@ -493,6 +497,7 @@ class Learner:
                 step,
                 arrays=arrays,
                 rows=None if len(rows) == settings.batch_size else rows,
+                threads=threads,
                 **options,
             ),
             lambda rows: self.sources["validation"].even_batches(

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from t3d.train import sharding, trainer
 
 
-
 def init(key, batch):
     return {"w": jax.random.normal(key, (batch["x"].shape[-1], 3))}
 
