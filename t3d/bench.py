@@ -34,7 +34,7 @@ from t3d.talker import STAGES
 from t3d.train import sharding, trainer
 
 Figures = dict[str, float]
-STEPS, WARM = 60, 20  # steps of a measured training, and those of them not counted
+STEPS, WARM = 300, 100  # steps of a measured training, and those of them not counted
 BATCHES = 40  # that the input pipeline is timed over
 
 
@@ -143,10 +143,7 @@ def _bench_stage(learner: run.Learner, stage: str, workdir: Path) -> Figures:
     size = learner.config.stages[stage].batch_size
     rows = np.arange(size)
     first = _samples_per_core(prepared, rows)
-    for dataset in learner.datasets:  # all pictures decoded once, as after an epoch
-        for frame in dataset.frames("train"):
-            for kind in ("head", "mask", "face"):
-                dataset.picture(frame, kind, learner.config.size if kind != "face" else None)
+    _decode(learner.datasets, learner.config.size)
     warm = _samples_per_core(prepared, rows)
     fed = _timed_training(prepared, prepared.training.batches, workdir / "fed")
     one = next(prepared.training.batches(0, rows))
@@ -160,6 +157,14 @@ def _bench_stage(learner: run.Learner, stage: str, workdir: Path) -> Figures:
         "slowdown": step / unfed - 1,
         "cores_for_this_trainer": size / unfed / warm,
     }
+
+
+def _decode(datasets: list[SpeakerDataset], size: int) -> None:
+    """Every picture once, as after the first epoch."""
+    for dataset in datasets:
+        for frame in dataset.frames("train"):
+            for kind, side in (("head", size), ("mask", size), ("face", None)):
+                dataset.picture(frame, kind, side)
 
 
 def _forever(batch: Any) -> Iterator[Any]:
@@ -183,42 +188,52 @@ def _samples_per_core(prepared: run.Prepared, rows: np.ndarray) -> float:
 def bench_population(
     config: ConfigDict, datasets: list[SpeakerDataset], stage: str, members: int
 ) -> Figures:
-    """Members that differ in seed and rate: one program for all, against one run after another.
+    """Members that differ in rate (and in seed): one program for all, against separate runs.
 
     Compilation is not counted. On a CPU the devices are as many as JAX was told to simulate.
 
     Returns:
-        step_seconds_together (of all members), step_seconds_alone (of one), share: of the time of
-        separate runs that the population takes, devices.
+        alone/step_seconds of one run; rates/ and seeds/step_seconds of all members, which differ
+        in rate alone, so that they share their batches, or in seed, too; …/share: of the time of
+        separate runs that the population takes; devices.
     """
-    count = len(jax.devices())
-    mesh = {"population": count, "data": 1, "model": 1}
+    figures: Figures = {"members": members, "devices": len(jax.devices())}
+    _decode(datasets, config.size)
     with tempfile.TemporaryDirectory() as folder:
-        learners = [
-            learner_of(_member(config, stage, number), datasets, Path(folder) / str(number))
-            for number in range(members)
-        ]
-        stage_of, trainings = population.together(learners, stage)
-        clock = Clock()
-        trainings[0] = replace(trainings[0], batches=clock.over(trainings[0].batches))
-        trainer.run_population(
-            stage_of, trainings, Path(folder), sharding.make_mesh(mesh), log=lambda line: None
-        )
-        prepared = learners[0].prepare(stage)
-        alone = _timed_training(prepared, prepared.training.batches, Path(folder) / "alone")
-    seconds, one = clock.seconds_a_step(), alone.seconds_a_step()
-    return {
-        "step_seconds_together": seconds,
-        "step_seconds_alone": one,
-        "share": seconds / (members * one),
-        "members": members,
-        "devices": count,
-    }
+        single = learner_of(_member(config, stage, 0, 0), datasets, Path(folder) / "single")
+        prepared = single.prepare(stage)
+        clock = _timed_training(prepared, prepared.training.batches, Path(folder) / "alone")
+        figures["alone/step_seconds"] = one = clock.seconds_a_step()
+        for kind, seeds in (("rates", 1), ("seeds", members)):
+            several = [
+                learner_of(
+                    _member(config, stage, number, number % seeds),
+                    datasets,
+                    Path(folder) / f"{kind}{number}",
+                )
+                for number in range(members)
+            ]
+            seconds = _timed_population(several, stage, Path(folder) / kind)
+            figures[f"{kind}/step_seconds"] = seconds
+            figures[f"{kind}/share"] = seconds / (members * one)
+    return figures
 
 
-def _member(config: ConfigDict, stage: str, number: int) -> ConfigDict:
+def _timed_population(learners: list[run.Learner], stage: str, folder: Path) -> float:
+    stage_of, trainings = population.together(learners, stage)
+    clock = Clock()
+    timed = clock.over(trainings[0].batches)
+    trainings = [
+        replace(t, batches=timed) if t.batches is trainings[0].batches else t for t in trainings
+    ]
+    mesh = sharding.make_mesh({"population": len(jax.devices()), "data": 1, "model": 1})
+    trainer.run_population(stage_of, trainings, folder, mesh, log=lambda line: None)
+    return clock.seconds_a_step()
+
+
+def _member(config: ConfigDict, stage: str, number: int, seed: int) -> ConfigDict:
     rate = config.stages[stage].learning_rate * (1 + 0.1 * number)
-    numbers = {"seed": number, f"stages.{stage}.learning_rate": rate}
+    numbers = {"seed": seed, f"stages.{stage}.learning_rate": rate}
     return population.with_numbers(_short(config, stage), numbers)
 
 

@@ -24,7 +24,7 @@ ARRIVAL = 300  # seconds that hosts wait for each other at the start
 HEARTBEAT = 20  # seconds after which a silent host counts as lost
 SHUTDOWN = 30  # seconds that a finished host waits for the others
 PATIENCE = 24 * 3600  # seconds that hosts wait for one that works alone
-NOTICE = 5  # seconds that a failed host stays to be heard
+NOTICE = 3  # seconds that a failed host stays to be heard
 ENDED = "t3d/ended/"  # where failed hosts leave their last words
 CHILD = "T3D_SUPERVISED"  # set in the process that does the work
 AGAIN = "the same command goes on from the last checkpoint"
@@ -183,6 +183,8 @@ def _say_and_exit(key: str, text: str) -> None:
     number = key.removeprefix(ENDED)
     print(f"t3d: error: host {number} failed, so this one ended: {text}", file=sys.stderr)
     sys.stderr.flush()
+    if is_first():  # the store is here: without it the failed host would not end by itself
+        time.sleep(2 * NOTICE)
     os._exit(LOST)
 
 

@@ -245,7 +245,7 @@ def abstract_arguments(
 def trace(config: ConfigDict, name: str, mesh: Mesh, batch_size: int, rows: int):
     """The training step as `trainer.run` places it on a mesh: traced, not yet compiled."""
     rules, made = config.mesh.rules, stages_of(config, rows)
-    with sharding.on(mesh):
+    with sharding.on(mesh), talkers.precision(config):
         state, frozen, batch, key = abstract_arguments(config, made, name, batch_size)
         whole, rows_of = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         places = sharding.placements(mesh, state, rules)
@@ -270,14 +270,8 @@ def _placed(tree: Any, places: Any) -> Any:
 
 def mesh_of(layout: Layout, target: Cluster) -> Mesh:
     """The mesh of a layout; UserError where the chips' links do not admit it."""
-    try:
-        sizes = {"population": 1, "data": layout.data, "model": layout.model}
-        return sharding.make_mesh(sizes, target.devices)
-    except NotImplementedError as error:
-        raise UserError(
-            f"config.mesh: data={layout.data}, model={layout.model} cannot be laid along the links "
-            f"of {target.topology}; take sizes that are products of its sides"
-        ) from error
+    sizes = {"population": 1, "data": layout.data, "model": layout.model}
+    return sharding.make_mesh(sizes, target.devices)
 
 
 def divided(batch: int, target: Cluster) -> Layout:

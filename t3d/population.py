@@ -117,6 +117,11 @@ def _counts(key: str, name: str) -> bool:
 
 
 def _train_stage(group: Sequence[Learner], name: str, folder: Path, mesh, log) -> None:
+    with talkers.precision(group[0].config):
+        _train_alike(group, name, folder, mesh, log)
+
+
+def _train_alike(group: Sequence[Learner], name: str, folder: Path, mesh, log) -> None:
     rules = group[0].config.mesh.rules
     if len(group) == 1:
         prepared = group[0].prepare(name)
@@ -135,7 +140,8 @@ def together(
     Tables by frame are as long as the longest member's, and as many rays are evaluated as for the
     member that needs the most. Members of one seed and the same data share their batches.
     """
-    prepared = [learner.prepare(name, threads=1) for learner in group]
+    shared = len({learner.identity(name) for learner in group}) == 1
+    prepared = [learner.prepare(name, threads=2 if shared else 1) for learner in group]
     config = group[0].config
     rows, capacity = (max(getattr(p, key) for p in prepared) for key in ("rows", "capacity"))
     talker = talkers.build(config, rows, capacity)
@@ -146,7 +152,7 @@ def together(
 
     own = _differing([numbers_of(learner.config, name) for learner in group])
     trainings = [_training(p, numbers) for p, numbers in zip(prepared, own, strict=True)]
-    if len({learner.identity(name) for learner in group}) == 1:
+    if shared:
         feeds = {key: getattr(trainings[0], key) for key in ("batches", "validation_batches")}
         trainings = [replace(training, **feeds) for training in trainings]
     return stage_of, trainings

@@ -167,15 +167,16 @@ def motion_of(run: Run, speaker: Speaker, mel: np.ndarray, frames: int | np.ndar
     frames = np.arange(frames) if np.ndim(frames) == 0 else frames
     windows = mel_windows(mel, frames, run.config.mel_steps)
     drive = jax.jit(partial(talkers.drive, run.talker))
-    motion = in_batches(
-        lambda window: drive(
-            run.params,
-            window,
-            jnp.broadcast_to(speaker.identity, (len(window), 100)),
-            jnp.broadcast_to(speaker.identity_face, (len(window), 96, 96, 3)),
-        ),
-        windows,
-    )
+    with talkers.precision(run.config):
+        motion = in_batches(
+            lambda window: drive(
+                run.params,
+                window,
+                jnp.broadcast_to(speaker.identity, (len(window), 100)),
+                jnp.broadcast_to(speaker.identity_face, (len(window), 96, 96, 3)),
+            ),
+            windows,
+        )
     return jax.tree.map(partial(_smooth, deviation=run.config.speech.smooth), motion)
 
 
@@ -283,7 +284,7 @@ def render_frames(
             Camera(np.broadcast_to(speaker.intrinsics, (batch, 4)), views), poses, _guide(guides)
         )
         codes, view = jax.device_put((codes, view), sharding.batch_sharding(mesh))
-        with sharding.on(mesh):
+        with sharding.on(mesh), talkers.precision(run.config):
             drawn = draw(params, codes, view, capacity_of(guides["active"]))
         yield {name: np.asarray(image)[: frames - start] for name, image in drawn.items()}
 
@@ -346,9 +347,10 @@ def train(
     check_datasets(config, datasets)
     mesh = sharding.make_mesh(config.mesh)
     learner = Learner(config, datasets, workdir, workdir / CACHE, log)
-    for name in talkers.STAGES if only is None else [only]:
-        prepared = learner.prepare(name)
-        trainer.run(prepared.stage, prepared.training, mesh, config.mesh.rules, learner.log)
+    with talkers.precision(config):
+        for name in talkers.STAGES if only is None else [only]:
+            prepared = learner.prepare(name)
+            trainer.run(prepared.stage, prepared.training, mesh, config.mesh.rules, learner.log)
     if only is None and hosts.is_first():
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
 

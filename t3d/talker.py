@@ -72,6 +72,16 @@ class Motion:
     expression: jax.Array
 
 
+def precision(config: Any) -> Any:
+    """A context in which matrix products are what `config.dtype` says, on every device.
+
+    'float32' is float32 on TPUs and tensor cores too, which would take one pass of bfloat16;
+    'bfloat16' leaves them their own way, sums in float32.
+    """
+    exact = config.dtype == "float32"
+    return jax.default_matmul_precision("highest" if exact else "default")
+
+
 def build(config: Any, frames: int, capacity: int) -> Talker:
     """The networks that a config describes.
 

@@ -68,13 +68,14 @@ class Head(nn.Module):
     def latent_of(self, frame: jax.Array | None, batch: int) -> jax.Array:
         """Per-frame codes [B, latent] in training; where no frame is given their mean.
 
-        Rows that no training frame has moved from zero do not count.
+        Rows that no training frame has moved from zero do not count, and nothing moves a row but
+        its own frame.
         """
         if not self.latent:
             return jnp.zeros((batch, 0))
         if frame is None:
-            moved = jnp.any(self.latents != 0, -1).sum()
-            mean = self.latents.sum(0) / jnp.maximum(moved, 1)
+            latents = jax.lax.stop_gradient(self.latents)
+            mean = latents.sum(0) / jnp.maximum(jnp.any(latents != 0, -1).sum(), 1)
             return jnp.broadcast_to(mean, (batch, self.latent))
         return self.latents[frame]
 

@@ -51,7 +51,13 @@ def make_mesh(
             "that number; set --config.mesh.data=-1 to take what is left"
         )
     shape = [len(devices) // known if size == -1 else size for size in shape]
-    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    try:
+        return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    except NotImplementedError as error:  # a torus of TPU chips
+        raise UserError(
+            f"config.mesh: {said} cannot be laid along the links of these {len(devices)} chips; "
+            "take sizes that are products of the sides of the slice"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -196,6 +202,8 @@ def shard_batch(mesh: Mesh, batch: Any, batch_size: int, members: int | None = N
         return batch
     lead = (batch_size,) if members is None else (members, batch_size)
     sharding = batch_sharding(mesh, members is not None)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
 
     def spread(leaf: np.ndarray) -> jax.Array:
         shape = (*lead, *leaf.shape[len(lead) :])

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from t3d import checkpoint, hosts
 from t3d.errors import UserError
 from t3d.train import sharding
-from t3d.train.writers import Monitor
+from t3d.train.writers import Monitor, OnHost
 
 Batch = dict[str, Any]
 Params = Any
@@ -543,11 +543,14 @@ class _Loop:
         for number, batch in enumerate(self.feeds.validation_batches()):
             batch = self.feeds.to_devices(batch)
             key = self._validation_key(number)
-            losses.append(self.validation_loss(self.given, params, batch, key, step))
+            # One at a time: simulated devices deadlock when their collectives overlap.
+            losses.append(
+                jax.device_get(self.validation_loss(self.given, params, batch, key, step))
+            )
             shown = batch if shown is None else shown
         if not losses:
             return
-        means = np.mean(jax.device_get(losses), axis=0)
+        means = np.mean(losses, axis=0)
         self.validation = np.atleast_1d(means).astype(float).tolist()
         monitor.scalars(self.step, {"validation_loss": means})
         if self.images:
@@ -672,8 +675,9 @@ class _Monitors:
             monitor.__exit__()
 
     def push(self, step: int, metrics: dict, batch: Batch) -> None:
+        later = OnHost(metrics)
         for monitor in self._monitors:
-            monitor.push(step, metrics, batch)
+            monitor.push(step, later, batch)
 
     def drain(self) -> None:
         for monitor in self._monitors:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ class Events:
             )
 
 
+class OnHost:
+    """Metrics of a step that are fetched from the device once, when they are first looked at."""
+
+    def __init__(self, metrics: dict[str, jax.Array]):
+        self._metrics = metrics
+
+    @cached_property
+    def values(self) -> dict[str, np.ndarray]:
+        """Waits for the step."""
+        return jax.device_get(self._metrics)
+
+
 class Monitor:
     """Watches the steps of one stage without making the device wait.
 
@@ -107,7 +120,7 @@ class Monitor:
         if self._bar:
             self._bar.stop()
 
-    def push(self, step: int, metrics: dict[str, jax.Array], batch: dict[str, Any]) -> None:
+    def push(self, step: int, metrics: OnHost, batch: dict[str, Any]) -> None:
         """Takes the metrics (scalars, `bad_steps` among them) of the step made from the batch.
 
         Raises:
@@ -140,9 +153,9 @@ class Monitor:
             grid = np.asarray(value, np.float32).clip(0, 1)
             self._events.add(step, summary.image(f"{self.name}/{key}", grid, dataformats="NHWC"))
 
-    def _take(self, step: int, metrics: dict[str, jax.Array], source: dict[str, Any]) -> None:
+    def _take(self, step: int, metrics: OnHost, source: dict[str, Any]) -> None:
         here = () if self.member is None else self.member
-        values = {key: float(value[here]) for key, value in jax.device_get(metrics).items()}
+        values = {key: float(value[here]) for key, value in metrics.values.items()}
         self._step = step
         bad = int(values.pop("bad_steps"))
         if not bad:

@@ -99,3 +99,13 @@ def test_capacity_holds_the_active_rays_in_few_sizes():
         return np.arange(64)[None] < np.array([[count], [1]])
 
     assert [capacity_of(active(n)) for n in (1, 8, 9, 63, 64)] == [8, 8, 16, 64, 64]
+
+
+def test_the_mean_of_the_per_frame_codes_counts_trained_rows_and_moves_none(params):
+    latents = np.zeros((3, 2), np.float32)
+    latents[1] = [0.5, -1.0]
+    changed = {"params": params["params"] | {"latents": jnp.asarray(latents)}}
+    mean = HEAD.apply(changed, None, 2, method="latent_of")
+    np.testing.assert_array_equal(mean, [latents[1]] * 2)
+    gradient = jax.grad(lambda p: HEAD.apply(p, None, 2, method="latent_of").sum())(changed)
+    assert not np.any(gradient["params"]["latents"])
