@@ -117,6 +117,35 @@ def test_a_sweep_trains_what_differs_and_prints_both_tables(trained, dataset, tm
     assert (full / "metrics.json").stat().st_mtime == measured
 
 
+def test_a_population_of_a_sweep_trains_together_what_differs_in_numbers(
+    trained, dataset, tmp_path, capsys
+):
+    sweep = tmp_path / "rates.py"
+    sweep.write_text(
+        "from t3d.configs.tiny import get_config\n"
+        "from t3d.config import product\n"
+        "def sweep():\n"
+        "    return product({'stages.nerf.learning_rate': (1e-2, 2e-2)})\n"
+    )
+    command = ["sweep", "--config", str(sweep), "--data", str(dataset.path)]
+    command += ["--out", str(tmp_path / "out"), "--start-from", str(trained), "--population"]
+    assert (
+        cli.main([*command, "--config.stages.nerf.steps=20", "--config.stages.space.steps=3"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert "nerf: 2 members to train, 2 members as one program" in said
+    folders = [p.parent for p in sorted((tmp_path / "out").rglob("run.json"))]
+    records = [checkpoint.read_run(folder)["stages"] for folder in folders]
+    for stages in records:
+        assert stages["nerf"]["population"] == 2 and stages["space"]["population"] == 2
+        assert all("taken_from" in stages[name] for name in ("sync", "lip", "prior", "speech"))
+    assert records[0]["nerf"]["sha256"] != records[1]["nerf"]["sha256"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len({v for k, v in results.items() if k.endswith("/ssim_head")} - {1.0}) >= 2
+    assert cli.main([*command, "--member", "0"]) == 2
+    assert "--population" in capsys.readouterr().err
+
+
 def test_a_damaged_speaker_file_is_named(trained):
     path = trained / "speaker_0.npz"
     whole = path.read_bytes()

@@ -147,6 +147,22 @@ def test_batch_of_a_step_depends_on_seed_name_and_step_only(source):
     assert not np.array_equal(other, steps[0]["frame"])
 
 
+@pytest.mark.parametrize("parts", [([0, 1], [2, 3]), ([0], [1], [2], [3]), ([0, 3], [1, 2])])
+def test_hosts_read_their_rows_of_the_batch_and_nothing_is_lost_or_read_twice(source, parts):
+    fields = ("frame", "mel16_shifted")  # the second draws at random
+    whole = source.batches(fields, 4, 7, "lip", start_step=5)
+    hosts = [source.batches(fields, 4, 7, "lip", start_step=5, rows=rows) for rows in parts]
+    for _ in range(10):
+        expected, shares = next(whole), [next(host) for host in hosts]
+        for rows, share in zip(parts, shares):
+            for name in fields:
+                np.testing.assert_array_equal(share[name], expected[name][rows])
+    even = list(source.even_batches(("frame",), 4, 2))
+    for rows in parts:
+        for share, all_rows in zip(source.even_batches(("frame",), 4, 2, rows=rows), even):
+            np.testing.assert_array_equal(share["frame"], all_rows["frame"][rows])
+
+
 def test_an_epoch_shows_every_tracked_training_frame_once(source):
     frames = [f for _, f in source.frames]
     assert 70 not in frames and len(frames) > 30

@@ -97,9 +97,8 @@ def test_seeds_rates_weights_and_speakers_as_one_program(learner, other_speaker,
 
 
 def test_members_that_share_seed_and_data_share_their_batches(learner, tmp_path, monkeypatch):
-    learners = [
-        learner(f"rate{k}", f"stages.speech.learning_rate={2e-3 * (k + 1)}") for k in (0, 1)
-    ]
+    rates = [f"stages.speech.learning_rate={rate}" for rate in (0.002, 0.004)]
+    learners = [learner(f"member{k}", "speech", rate) for k, rate in enumerate(rates)]
     asked = []
     original = learners[0].sources["train"].batches
     for each in learners:
