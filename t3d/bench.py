@@ -34,7 +34,8 @@ from t3d.talker import STAGES
 from t3d.train import sharding, trainer
 
 Figures = dict[str, float]
-STEPS, WARM = 300, 100  # steps of a measured training, and those of them not counted
+FEW, MANY = 60, 300  # steps of a measured training: of real size; of tiny ones
+WARM = 1 / 3  # share of them that is not counted
 BATCHES = 40  # that the input pipeline is timed over
 
 
@@ -90,14 +91,20 @@ class Clock:
         return timed
 
     def seconds_a_step(self) -> float:
-        """Between the end of warming up and the last batch asked for."""
-        asked = self.asked[-(STEPS - WARM) :]
+        """From the end of warming up to the last batch asked for."""
+        asked = self.asked[int(WARM * len(self.asked)) :]
         return (asked[-1] - asked[0]) / (len(asked) - 1)
 
+    def share_waited(self) -> float:
+        """Of that time, what went by until the batches were there."""
+        start = int(WARM * len(self.asked))
+        waited = sum(self.waited[start:-1])
+        return waited / (self.asked[-1] - self.asked[start])
 
-def _short(config: ConfigDict, stage: str) -> ConfigDict:
-    """The config with `STEPS` steps of the stage, and nothing but steps in between."""
-    numbers = {"steps": STEPS, "save_every": 0, "validate_every": 0, "validation_batches": 1}
+
+def _short(config: ConfigDict, stage: str, steps: int) -> ConfigDict:
+    """The config with so many steps of the stage, and nothing but steps in between."""
+    numbers = {"steps": steps, "save_every": 0, "validate_every": 0, "validation_batches": 1}
     return population.with_numbers(config, {f"stages.{stage}.{k}": v for k, v in numbers.items()})
 
 
@@ -129,7 +136,7 @@ def bench_data(
     with tempfile.TemporaryDirectory() as folder:
         for stage in stages:
             workdir = Path(folder) / stage
-            learner = learner_of(_short(config, stage), datasets, workdir)
+            learner = learner_of(_short(config, stage, FEW), datasets, workdir)
             found = _bench_stage(learner, stage, workdir)
             if plan and plan["stage"] == stage:
                 rate = plan["global_batch"] / plan["step_seconds"]
@@ -155,6 +162,7 @@ def _bench_stage(learner: run.Learner, stage: str, workdir: Path) -> Figures:
         "step_seconds": step,
         "step_seconds_unfed": unfed,
         "slowdown": step / unfed - 1,
+        "share_waited": fed.share_waited(),
         "cores_for_this_trainer": size / unfed / warm,
     }
 
@@ -234,7 +242,7 @@ def _timed_population(learners: list[run.Learner], stage: str, folder: Path) -> 
 def _member(config: ConfigDict, stage: str, number: int, seed: int) -> ConfigDict:
     rate = config.stages[stage].learning_rate * (1 + 0.1 * number)
     numbers = {"seed": seed, f"stages.{stage}.learning_rate": rate}
-    return population.with_numbers(_short(config, stage), numbers)
+    return population.with_numbers(_short(config, stage, MANY), numbers)
 
 
 # ---- how soon is the first step?

@@ -60,18 +60,9 @@ def port() -> int:
 
 
 @pytest.fixture(scope="session")
-def ready(untrained, tmp_path_factory) -> Path:
+def ready(untrained) -> Path:
     """A run whose stages all have random parameters on disk, so that any stage can be trained."""
-    from t3d import checkpoint, run
-
-    workdir = tmp_path_factory.mktemp("ready") / "run"
-    record = checkpoint.read_run(untrained.workdir)
-    checkpoint.update_run(workdir, **{k: record[k] for k in ("config", "data", "rows")})
-    run._save_speakers(workdir, untrained.speakers)
-    for name, params in untrained.params.items():
-        sha256 = checkpoint.save_params(workdir / "params" / name, params)
-        checkpoint.update_run(workdir, stages={name: {"sha256": sha256, "steps": 0}})
-    return workdir
+    return untrained.workdir
 
 
 @pytest.fixture(scope="session")
