@@ -8,6 +8,7 @@ docs/benchmarks.md.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -205,7 +206,8 @@ def bench_population(
         in rate alone, so that they share their batches, or in seed, too; …/share: of the time of
         separate runs that the population takes; devices.
     """
-    figures: Figures = {"members": members, "devices": len(jax.devices())}
+    devices = jax.devices()[: math.gcd(members, len(jax.devices()))]
+    figures: Figures = {"members": members, "devices": len(devices)}
     _decode(datasets, config.size)
     with tempfile.TemporaryDirectory() as folder:
         single = learner_of(_member(config, stage, 0, 0), datasets, Path(folder) / "single")
@@ -221,20 +223,22 @@ def bench_population(
                 )
                 for number in range(members)
             ]
-            seconds = _timed_population(several, stage, Path(folder) / kind)
+            seconds = _timed_population(several, stage, Path(folder) / kind, devices)
             figures[f"{kind}/step_seconds"] = seconds
             figures[f"{kind}/share"] = seconds / (members * one)
     return figures
 
 
-def _timed_population(learners: list[run.Learner], stage: str, folder: Path) -> float:
+def _timed_population(
+    learners: list[run.Learner], stage: str, folder: Path, devices: list[jax.Device]
+) -> float:
     stage_of, trainings = population.together(learners, stage)
     clock = Clock()
     timed = clock.over(trainings[0].batches)
     trainings = [
         replace(t, batches=timed) if t.batches is trainings[0].batches else t for t in trainings
     ]
-    mesh = sharding.make_mesh({"population": len(jax.devices()), "data": 1, "model": 1})
+    mesh = sharding.make_mesh({"population": -1, "data": 1, "model": 1}, devices)
     trainer.run_population(stage_of, trainings, folder, mesh, log=lambda line: None)
     return clock.seconds_a_step()
 
@@ -280,16 +284,15 @@ def bench_startup(config: str, overrides: list[str], data: str, stage: str) -> F
 
 
 def _seconds_to_first_step(command: list[str], environment: dict, line: str) -> float:
-    began = time.perf_counter()
-    process = subprocess.Popen(
+    began, seconds, said = time.perf_counter(), None, []
+    with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    seconds, said = None, []
-    for text in process.stdout:
-        said.append(text)
-        if text.startswith(line) and seconds is None:
-            seconds = time.perf_counter() - began
-    if process.wait() or seconds is None:
+    ) as process:
+        for text in process.stdout:
+            said.append(text)
+            if text.startswith(line) and seconds is None:
+                seconds = time.perf_counter() - began
+    if process.returncode or seconds is None:
         raise UserError(f"t3d bench startup: the training failed: {said[-1].strip()}")
     return seconds
 

@@ -285,7 +285,7 @@ class StateStore:
         Raises:
             UserError: the states have other shapes, so another config made them.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in hosts.as_first_says(sorted(self._manager.all_steps(), reverse=True)):
             restored, damage = self._try(step, template)
             if restored is not None:
                 return restored
@@ -297,19 +297,23 @@ class StateStore:
         return None
 
     def _try(self, step: int, template: Any) -> tuple[tuple[Any, dict] | None, str]:
-        """The state of a step, or what is wrong with it as the first process that knows says."""
-        restored, damage = None, ""
+        """The state of a step with its notes, or what is wrong with it."""
+        restored, damage = None, "another host cannot read it"
         try:
             restored = self._restore_step(step, template)
         except UserError:
             raise
         except Exception as error:
             damage = _first_line(error)
-        if jax.process_count() > 1:
-            whole = multihost_utils.process_allgather(np.array(restored is not None)).all()
-            restored = restored if whole else None
-            damage = damage or "another host cannot read it"
-        return restored, damage
+        if jax.process_count() > 1:  # all go on with it, or none
+            read = multihost_utils.process_allgather(np.array(restored is not None))
+            restored = restored if read.all() else None
+        if restored is None:
+            return None, damage
+        state, notes = restored
+        if notes.pop("fingerprint") != fingerprint(state):
+            return None, "its fingerprint is another than when it was saved"
+        return (state, notes), ""
 
     def _restore_step(self, step: int, template: Any) -> tuple[Any, dict]:
         self._check_layout(step, template)
@@ -319,8 +323,11 @@ class StateStore:
                 state=ocp.args.StandardRestore(template), notes=ocp.args.JsonRestore()
             ),
         )
-        if restored.notes.pop("fingerprint") != fingerprint(restored.state):
-            raise ValueError("its fingerprint is another than when it was saved")
+        if "fingerprint" not in restored.notes:
+            raise UserError(
+                f"{self.folder / str(step)}: an earlier t3d has saved this state; finish the stage "
+                f"with that one, or delete {self.folder} to train the stage anew"
+            )
         return restored.state, restored.notes
 
     def _check_layout(self, step: int, template: Any) -> None:

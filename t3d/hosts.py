@@ -7,6 +7,7 @@ writes, and what is said when a host is lost.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -26,10 +27,12 @@ SHUTDOWN = 30  # seconds that a finished host waits for the others
 PATIENCE = 24 * 3600  # seconds that hosts wait for one that works alone
 NOTICE = 3  # seconds that a failed host stays to be heard
 ENDED = "t3d/ended/"  # where failed hosts leave their last words
+TRANSPORT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL")  # in JAX's errors
 CHILD = "T3D_SUPERVISED"  # set in the process that does the work
 AGAIN = "the same command goes on from the last checkpoint"
 
-_meetings = itertools.count()
+_meetings, _steps, _words = itertools.count(), itertools.count(1), itertools.count()
+_leaving = threading.Event()
 
 
 # ---- a process that watches over the one that works
@@ -43,7 +46,7 @@ def supervise(arguments: Sequence[str]) -> int:
     Returns:
         the child's exit code; 75 where JAX ended it because another host was lost.
     """
-    command = [sys.executable, "-m", "t3d.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "t3d.cli", *arguments]
     child = subprocess.Popen(command, env=os.environ | {CHILD: "1"}, start_new_session=True)
     interrupted = []
 
@@ -51,7 +54,7 @@ def supervise(arguments: Sequence[str]) -> int:
         interrupted.append(signum)
         child.terminate()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
     code = child.wait()
     if code == 128 + signal.SIGTERM and signal.SIGINT in interrupted:
@@ -122,6 +125,11 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
+def in_job() -> bool:
+    """Whether this process has joined a job, be it of one process."""
+    return _client() is not None
+
+
 def is_first() -> bool:
     """Whether this process writes what is single."""
     import jax
@@ -141,6 +149,20 @@ def meet(name: str) -> None:
         client.wait_at_barrier(f"t3d/{name}/{next(_meetings)}", timeout_in_ms=1000 * PATIENCE)
 
 
+def as_first_says(value: Any) -> Any:
+    """The first host's value (JSON): all take one way, though a disk may look otherwise to each.
+
+    All processes of the job must call it.
+    """
+    client, key = _client(), f"t3d/says/{next(_words)}"
+    if client is None:
+        return value
+    if is_first():
+        client.key_value_set(key, json.dumps(value))
+        return value
+    return json.loads(client.blocking_key_value_get(key, 1000 * PATIENCE))
+
+
 def stop_is_due(signum: int | None) -> bool:
     """Whether to save and leave now; called by all processes after each step.
 
@@ -149,11 +171,12 @@ def stop_is_due(signum: int | None) -> bool:
 
     Several processes agree on a step: SIGTERM to any one of them stops all.
     """
-    if _client() is None:
+    if not in_job():
         return signum is not None
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(next(_meetings))
+    # JAX names a step by the next number: one that were left out would never come.
+    return multihost_utils.reached_preemption_sync_point(next(_steps))
 
 
 # ---- ending
@@ -161,15 +184,17 @@ def stop_is_due(signum: int | None) -> bool:
 
 def _listen() -> None:
     """Ends this process with a clear line when another one says that it has failed."""
-    client = _client()
-    while _client() is client:
+    client, parent = _client(), os.getppid()
+    while _client() is client and not _leaving.is_set():
         time.sleep(1)
+        if CHILD in os.environ and os.getppid() != parent:  # nobody watches any more
+            os._exit(128 + signal.SIGHUP)
         try:
             words = client.key_value_dir_get(ENDED)
         except Exception:  # the store is gone with its host: JAX ends this process itself
             return
         others = [(key, text) for key, text in words if key != _own_key()]
-        if others:
+        if others and not _leaving.is_set():
             _say_and_exit(*others[0])
 
 
@@ -181,11 +206,12 @@ def _own_key() -> str:
 
 def _say_and_exit(key: str, text: str) -> None:
     number = key.removeprefix(ENDED)
+    code, _, text = text.partition(" ")
     print(f"t3d: error: host {number} failed, so this one ended: {text}", file=sys.stderr)
     sys.stderr.flush()
     if is_first():  # the store is here: without it the failed host would not end by itself
         time.sleep(2 * NOTICE)
-    os._exit(LOST)
+    os._exit(FAILED if int(code) == FAILED else LOST)
 
 
 def explain(error: Exception) -> None:
@@ -196,7 +222,7 @@ def explain(error: Exception) -> None:
     import jax
 
     text = f"{type(error).__name__}: {_first_line(error)}"
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in TRANSPORT):
         time.sleep(NOTICE)
         print(
             f"t3d: error: lost touch with another host ({text}); {AGAIN}",
@@ -206,6 +232,7 @@ def explain(error: Exception) -> None:
         os._exit(LOST)
     traceback.print_exception(error)
     leave(1, text)
+    os._exit(1)
 
 
 def leave(code: int, words: str) -> None:
@@ -217,10 +244,11 @@ def leave(code: int, words: str) -> None:
     client = _client()
     if client is None:
         return
+    _leaving.set()
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        client.key_value_set(_own_key(), words, allow_overwrite=True)
+        client.key_value_set(_own_key(), f"{code} {words}", allow_overwrite=True)
         time.sleep(NOTICE)
     finally:
         os._exit(code)

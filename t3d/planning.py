@@ -245,7 +245,7 @@ def abstract_arguments(
 def trace(config: ConfigDict, name: str, mesh: Mesh, batch_size: int, rows: int):
     """The training step as `trainer.run` places it on a mesh: traced, not yet compiled."""
     rules, made = config.mesh.rules, stages_of(config, rows)
-    with sharding.on(mesh), talkers.precision(config):
+    with sharding.on(mesh):
         state, frozen, batch, key = abstract_arguments(config, made, name, batch_size)
         whole, rows_of = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         places = sharding.placements(mesh, state, rules)

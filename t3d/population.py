@@ -8,6 +8,7 @@ axis `population`; a stage that would come out the same for several members is t
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from t3d import config as configs
 from t3d import hosts
 from t3d import talker as talkers
 from t3d.data.parts import fingerprint
@@ -48,9 +48,10 @@ def train(
         UserError, SystemExit: as `trainer.run_population`.
     """
     mesh = sharding.make_mesh(learners[0].config.mesh)
+    sharding.check_batches(mesh, learners[0].config, talkers.STAGES)
     runs = [learner.workdir for learner in learners]
+    _share(learners, runs, take_over)
     for name in talkers.STAGES:
-        _share(learners, runs, take_over)
         waiting = [learner for learner in learners if not learner.is_finished(name)]
         for group in _alike(waiting, name):
             several = f", {len(group)} members as one program" if len(group) > 1 else ""
@@ -117,18 +118,13 @@ def _counts(key: str, name: str) -> bool:
 
 
 def _train_stage(group: Sequence[Learner], name: str, folder: Path, mesh, log) -> None:
-    with talkers.precision(group[0].config):
-        _train_alike(group, name, folder, mesh, log)
-
-
-def _train_alike(group: Sequence[Learner], name: str, folder: Path, mesh, log) -> None:
     rules = group[0].config.mesh.rules
     if len(group) == 1:
         prepared = group[0].prepare(name)
         trainer.run(prepared.stage, prepared.training, mesh, rules, group[0].log)
         return
     stage_of, trainings = together(group, name)
-    store = folder / "population" / _digest(group, name)
+    store = folder / "population" / _digest(group, name, folder)
     trainer.run_population(stage_of, trainings, store, mesh, rules, log)
 
 
@@ -192,7 +188,7 @@ def _without_padding(params: dict, rows: int) -> dict:
     return params | {"params": inner | {"latents": np.asarray(inner["latents"])[:rows]}}
 
 
-def _digest(group: Sequence[Learner], name: str) -> str:
-    """Names a population by its members, so that another one does not go on from its state."""
-    told = [[str(learner.workdir), configs.to_json(learner.config)] for learner in group]
-    return f"{name}-{fingerprint(told)}"
+def _digest(group: Sequence[Learner], name: str, folder: Path) -> str:
+    """Names a population by its members' folders: another one does not go on from its state."""
+    members = [os.path.relpath(learner.workdir, folder) for learner in group]
+    return f"{name}-{fingerprint(members)}"

@@ -167,7 +167,7 @@ def motion_of(run: Run, speaker: Speaker, mel: np.ndarray, frames: int | np.ndar
     frames = np.arange(frames) if np.ndim(frames) == 0 else frames
     windows = mel_windows(mel, frames, run.config.mel_steps)
     drive = jax.jit(partial(talkers.drive, run.talker))
-    with talkers.precision(run.config):
+    with talkers.exact():
         motion = in_batches(
             lambda window: drive(
                 run.params,
@@ -284,7 +284,7 @@ def render_frames(
             Camera(np.broadcast_to(speaker.intrinsics, (batch, 4)), views), poses, _guide(guides)
         )
         codes, view = jax.device_put((codes, view), sharding.batch_sharding(mesh))
-        with sharding.on(mesh), talkers.precision(run.config):
+        with sharding.on(mesh):
             drawn = draw(params, codes, view, capacity_of(guides["active"]))
         yield {name: np.asarray(image)[: frames - start] for name, image in drawn.items()}
 
@@ -347,10 +347,11 @@ def train(
     check_datasets(config, datasets)
     mesh = sharding.make_mesh(config.mesh)
     learner = Learner(config, datasets, workdir, workdir / CACHE, log)
-    with talkers.precision(config):
-        for name in talkers.STAGES if only is None else [only]:
-            prepared = learner.prepare(name)
-            trainer.run(prepared.stage, prepared.training, mesh, config.mesh.rules, learner.log)
+    names = talkers.STAGES if only is None else [only]
+    sharding.check_batches(mesh, config, names)
+    for name in names:
+        prepared = learner.prepare(name)
+        trainer.run(prepared.stage, prepared.training, mesh, config.mesh.rules, learner.log)
     if only is None and hosts.is_first():
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
 
@@ -484,7 +485,8 @@ class Learner:
         """
         frozen = open_run(self.workdir, talkers.NEEDS[name]).params
         if not self.is_finished(name):
-            self._make_arrays(name, frozen)
+            with talkers.exact():
+                self._make_arrays(name, frozen)
         stage = self.stage(name)
         options = dict(size=self.config.size, mel_steps=self.config.mel_steps)
         settings, seed = stage.config, self.config.seed
@@ -520,10 +522,10 @@ class Learner:
         return stages.make_stages(self.config, self._talker(), self.facts)[name]
 
     def is_finished(self, name: str) -> bool:
-        """Whether a stage has had all its steps."""
+        """Whether a stage has had all its steps; the first host of a job decides."""
         done = checkpoint.read_run(self.workdir).get("stages", {}).get(name, {})
-        there = (self.workdir / "params" / name).is_dir()
-        return there and done.get("steps", -1) >= self.config.stages[name].steps
+        enough = done.get("steps", -1) >= self.config.stages[name].steps
+        return hosts.as_first_says(enough and (self.workdir / "params" / name).is_dir())
 
     def identity(self, name: str) -> tuple:
         """What decides a stage's outcome beside the config: seed, data, the stages before it."""

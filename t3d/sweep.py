@@ -164,6 +164,8 @@ def train_together(
         for m in members
     ]
     population.train(learners, out, take_over, log)
+    if hosts.is_first():
+        shutil.rmtree(out / runs.CACHE, ignore_errors=True)
     for member in members:
         _check_whole(member)
 

@@ -72,14 +72,13 @@ class Motion:
     expression: jax.Array
 
 
-def precision(config: Any) -> Any:
-    """A context in which matrix products are what `config.dtype` says, on every device.
+def exact() -> Any:
+    """A context in which products of float32 are float32 on every device.
 
-    'float32' is float32 on TPUs and tensor cores too, which would take one pass of bfloat16;
-    'bfloat16' leaves them their own way, sums in float32.
+    TPUs and tensor cores would take one pass of bfloat16. Networks of `config.dtype` bfloat16 ask
+    for that themselves; what they leave in float32, the integrals among it, stays so.
     """
-    exact = config.dtype == "float32"
-    return jax.default_matmul_precision("highest" if exact else "default")
+    return jax.default_matmul_precision("highest")
 
 
 def build(config: Any, frames: int, capacity: int) -> Talker:

@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t3d.checkpoint import named_leaves
 from t3d.errors import UserError
+from t3d.talker import exact
 
 AXES = ("population", "data", "model")
 ALONG_DATA = {"population": 1, "data": -1, "model": 1}
@@ -62,8 +63,11 @@ def make_mesh(
 
 @contextlib.contextmanager
 def on(mesh: Mesh) -> Iterator[None]:
-    """Within it, networks are traced for the mesh: their logical axes are the mesh's."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
+    """Within it, networks are traced for the mesh: their logical axes are the mesh's.
+
+    Products of float32 are float32 (`talker.exact`).
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES), exact():
         yield
 
 
@@ -122,10 +126,8 @@ def placements(mesh: Mesh, tree: Any, rules: Sequence[str] = (), stacked: bool =
 
 def _rule(text: str) -> tuple[re.Pattern, str]:
     pattern, equals, axis = text.rpartition("=")
-    if not equals or axis not in AXES:
-        raise UserError(
-            f"config.mesh.rules: {text!r}: write REGEX=AXIS, the axis one of {', '.join(AXES)}"
-        )
+    if not equals or axis not in AXES[1:]:
+        raise UserError(f"config.mesh.rules: {text!r}: write REGEX=data or REGEX=model")
     try:
         return re.compile(pattern), axis
     except re.error as error:
@@ -150,32 +152,25 @@ def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of the global batch that this process has to read: ascending int [b].
-
-    Raises:
-        UserError: the batch cannot be split evenly.
-    """
-    parts = mesh.shape["data"]
-    if batch_size % parts:
-        raise UserError(
-            f"a batch of {batch_size} cannot be split over {parts} devices: set the stage's "
-            "batch_size to a multiple of it, or fewer devices along mesh.data (the axis model "
-            "splits the rays of a frame)"
-        )
+    """The rows of the global batch that this process has to read: ascending int [b]."""
     return _local(mesh, PartitionSpec("data"), batch_size)
 
 
-def local_members(mesh: Mesh, members: int) -> np.ndarray:
-    """The members of a population whose batches this process has to read: ascending int [m].
+def check_batches(mesh: Mesh, config: Any, names: Sequence[str]) -> None:
+    """UserError, before the first step, for stages whose batches the mesh cannot split."""
+    parts = mesh.shape["data"]
+    for name in names:
+        size = config.stages[name].batch_size
+        if size % parts:
+            raise UserError(
+                f"config.stages.{name}.batch_size={size} cannot be split over {parts} devices: set "
+                "it to a multiple of them, or --config.mesh.model so that fewer are along data "
+                "(the others share the rays of a frame)"
+            )
 
-    Raises:
-        UserError: the population cannot be split evenly.
-    """
-    if members % mesh.shape["population"]:
-        raise UserError(
-            f"a population of {members} cannot be split over {mesh.shape['population']} devices: "
-            "set --config.mesh.population to a divisor of it"
-        )
+
+def local_members(mesh: Mesh, members: int) -> np.ndarray:
+    """The members of a population whose batches this process has to read: ascending int [m]."""
     return _local(mesh, PartitionSpec("population"), members)
 
 

@@ -238,8 +238,7 @@ class StopSignal:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
+        if not hosts.in_job() and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old[number] = signal.signal(number, self._note)
         return self
@@ -326,7 +325,8 @@ def run_population(
     """Trains several members as one program, vmapped and sharded over the axis `population`.
 
     The numbers are those of separate runs, to rounding. Where all members have the same frozen
-    params or the same seed and data (`batches` is one object), these are there once.
+    params or the same seed and data (`batches` is one object), these are there once. Where the
+    axis does not divide the members, the last one is trained more than once.
 
     Args:
         stage_of: a training's `values`, traced -> its stage. The stages must be alike in all else.
@@ -347,19 +347,24 @@ def _train(stage_of, trainings, stacked, folder, mesh, rules, log) -> list[Param
     settings = [_settings(stage_of(t.values), t.frozen, t.seed) for t in trainings]
     outcomes = [Path(t.workdir) / "params" / stage.name for t in trainings]
     finished = [_is_finished(stage, t.workdir, s, log) for t, s in zip(trainings, settings)]
-    if not all(finished):
+    if not hosts.as_first_says(all(finished)):
         mesh = sharding.make_mesh() if mesh is None else mesh
+        members, settings = (
+            padded(each, mesh) if stacked else each for each in (list(trainings), settings)
+        )
         with (
             StopSignal() as stop,
             checkpoint.StateStore(folder, log) as store,
             sharding.on(mesh),
         ):
-            loop = _Loop(stage_of, trainings, stacked, settings, store, mesh, rules, log)
+            loop = _Loop(stage_of, members, stacked, settings, store, mesh, rules, log)
             loop.start()
             with _Monitors(stage, trainings, stacked, loop.step, log) as monitor:
                 loop.run(monitor, stop)
             store.wait()
             loop.finish(outcomes)
+            if stop.signum:
+                raise SystemExit(128 + stop.signum)
     hosts.meet(f"{stage.name} is done")
     return [checkpoint.load_params(outcome) for outcome in outcomes]
 
@@ -577,17 +582,23 @@ class _Loop:
 
     def finish(self, outcomes: Sequence[Path]) -> None:
         """Writes each member's params and its entry of run.json."""
-        gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
-        state = jax.device_get(gather(self.state.replace(opt_state=None)))
-        if not hosts.is_first():
-            return
-        for number, (training, outcome) in enumerate(zip(self.trainings, outcomes, strict=True)):
-            own = jax.tree.map(lambda x, n=number: x[n], state) if self.stacked else state
-            params = training.trim(final_params(own))
-            entry = self._summary(number, own) | {"sha256": checkpoint.save_params(outcome, params)}
+        state, entries = self.state.replace(opt_state=None), []
+        whole = sharding.replicated(self.mesh)
+        pick = jax.jit(
+            lambda tree, n: jax.tree.map(lambda x: x[n], tree) if self.stacked else tree,
+            out_shardings=whole,
+        )
+        for number, outcome in enumerate(outcomes):
+            own = jax.device_get(pick(state, number))
+            if hosts.is_first():
+                params = self.trainings[number].trim(final_params(own))
+                sha256 = checkpoint.save_params(outcome, params)
+                entries.append(self._summary(number, own, params, len(outcomes)))
+                entries[-1]["sha256"] = sha256
+        for training, entry in zip(self.trainings, entries, strict=False):
             checkpoint.update_run(training.workdir, stages={self.stage.name: entry})
 
-    def _summary(self, number: int, state: TrainState) -> dict:
+    def _summary(self, number: int, state: TrainState, params: Params, members: int) -> dict:
         """The stage's entry of run.json."""
         first, last = (float(s / n) if n else None for s, n in state.edges)
         best = self.stage.select == "best" and state.best_step >= 0
@@ -599,12 +610,17 @@ class _Loop:
             "validation": float(state.best_loss) if best else validation,
             "selected_step": int(state.best_step) if best else self.step,
             "skipped": int(state.skipped),
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-            "seconds": round(self.seconds / len(self.trainings), 1),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+            "seconds": round(self.seconds / members, 1),
             "device": self.mesh.devices.flat[0].device_kind,
             "devices": self.mesh.size,
             "settings": self.settings[number],
-        } | ({"population": len(self.trainings)} if self.stacked else {})
+        } | ({"population": members} if self.stacked else {})
+
+
+def padded(members: list, mesh: Mesh) -> list:
+    """The members, the last one repeated until the axis `population` divides their number."""
+    return members + members[-1:] * (-len(members) % mesh.shape["population"])
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -109,9 +109,23 @@ def test_what_ends_one_host_is_said_by_the_others(start, end, port, data, tmp_pa
     began = time.monotonic()
     (code, output), (other, told) = end(first), end(second)
     assert other == hosts.FAILED and "elsewhere: no such dataset" in told
-    assert code == hosts.LOST and time.monotonic() - began < SIXTY, output
+    assert code == hosts.FAILED and time.monotonic() - began < SIXTY, output  # do not start again
     last = output.strip().splitlines()[-1]
     assert "host 1 failed" in last and "elsewhere: no such dataset" in last
+
+
+def test_a_job_of_one_host_is_stopped_before_its_first_step_too(start, end, data, port, tmp_path):
+    """SIGTERM while the first batch is made, that is before the loop asks for it."""
+    command = ["-m", "t3d.cli", "train", "--config", "tiny", "--stage", "au", "--data", data]
+    command += ["--workdir", tmp_path, "--config.stages.au.steps=100000"]
+    job = ["--coordinator", f"127.0.0.1:{port}", "--processes", 1, "--process", 0]
+    process = start([*command, *job])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    code, output = end(process)
+    assert code == 143 and "stopped by SIGTERM" in output, output
 
 
 @pytest.mark.parametrize(

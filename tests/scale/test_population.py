@@ -10,6 +10,7 @@ from t3d import checkpoint, config, population, run, talker
 from t3d.data.prepare import prepare
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.data.synthetic import synthesize
+from t3d.errors import UserError
 from t3d.train import sharding, trainer
 
 TOLERANCE = 1e-4
@@ -154,9 +155,11 @@ def test_every_number_of_a_stage_may_differ(learner, stage):
     jax.eval_shape(step, numbers)
 
 
-def test_a_population_that_devices_cannot_share_says_so():
-    mesh = sharding.make_mesh()
-    fake = type("Mesh", (), {"shape": {"population": 3}})
-    with pytest.raises(run.UserError, match="population of 4 cannot be split over 3"):
-        sharding.local_members(fake, 4)
-    assert sharding.local_members(mesh, 4).tolist() == [0, 1, 2, 3]
+def test_a_population_is_filled_up_to_what_its_devices_can_share():
+    """The last is trained twice; and what a mesh cannot split is said before the first step."""
+    fake = type("Mesh", (), {"shape": {"data": 3}})
+    with pytest.raises(UserError, match="stages.sync.batch_size=4 cannot be split over 3"):
+        sharding.check_batches(fake, config.load_config("tiny", OVERRIDES), ["sync"])
+    doubled = type("Mesh", (), {"shape": {"population": 2}})
+    assert trainer.padded([1, 2, 3], doubled) == [1, 2, 3, 3]
+    assert trainer.padded([1, 2], doubled) == [1, 2]

@@ -1,0 +1,60 @@
+"""The benches measure what they say, on a run of seconds."""
+
+import json
+
+import pytest
+
+from t3d import bench, cli
+from t3d.config import load_config
+from t3d.data.speaker_dataset import SpeakerDataset
+
+
+@pytest.fixture
+def dataset(untrained):
+    record = json.loads((untrained.workdir / "run.json").read_text())
+    return SpeakerDataset(record["data"][0]["path"])
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(bench, "FEW", 12)
+    monkeypatch.setattr(bench, "MANY", 12)
+    monkeypatch.setattr(bench, "BATCHES", 8)
+
+
+def test_the_input_keeps_up_and_the_workers_of_a_plan_are_told(dataset):
+    plan = {"stage": "speech", "global_batch": 1000, "step_seconds": 0.5}
+    found = bench.bench_data(load_config("tiny"), [dataset], ["speech"], plan)
+    assert found["speech/cores_for_the_plan"] == pytest.approx(
+        2000 / found["speech/samples_per_core_second"]
+    )
+    assert found["speech/samples_per_core_second"] > 100
+    assert 0 <= found["speech/share_waited"] < 1
+    assert found["speech/slowdown"] == pytest.approx(
+        found["speech/step_seconds"] / found["speech/step_seconds_unfed"] - 1
+    )
+
+
+def test_a_population_is_timed_beside_a_run_of_its_own(dataset):
+    found = bench.bench_population(load_config("tiny"), [dataset], "speech", 2)
+    for kind in ("rates", "seeds"):
+        one = found["alone/step_seconds"]
+        assert found[f"{kind}/share"] == pytest.approx(found[f"{kind}/step_seconds"] / (2 * one))
+
+
+def test_a_second_start_is_sooner(dataset, tmp_path, capsys):
+    """How much sooner at a real size: docs/benchmarks.md."""
+    command = ["bench", "startup", "--config", "tiny", "--data", str(dataset.path)]
+    assert cli.main([*command, "--stage", "au", "--json", str(tmp_path / "f.json")]) == 0
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["times_sooner"] > 1.2, figures
+    assert "times_sooner" in capsys.readouterr().out
+
+
+def test_what_cannot_be_benched_is_one_line(dataset, tmp_path, capsys):
+    command = ["bench", "data", "--data", str(dataset.path), "--config", "tiny"]
+    assert cli.main([*command, "--stage", "nerv"]) == 2
+    assert "there are sync" in capsys.readouterr().err
+    (tmp_path / "plan.json").write_text("{}")
+    assert cli.main([*command, "--plan", str(tmp_path / "plan.json")]) == 2
+    assert "t3d plan --json" in capsys.readouterr().err
