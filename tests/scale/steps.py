@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from t3d import config as configs
-from t3d import hosts, run
+from t3d import hosts, planning, run
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.talker import STAGES
 from t3d.train import sharding, trainer
@@ -32,6 +33,8 @@ def main(workdir, data, out, names, meshes, *job):
     learner = run.Learner(config, [SpeakerDataset(data)], Path(workdir), Path(workdir) / "cache")
     for name in names.split(","):
         prepared = learner.prepare(name)
+        if "au" in prepared.training.frozen:
+            prepared = with_features(prepared, learner)
         for text in meshes.split(","):
             title, _, sizes = text.partition("=")
             data_size, model_size = map(int, sizes.split("x"))
@@ -41,6 +44,17 @@ def main(workdir, data, out, names, meshes, *job):
             )
             training = replace(prepared.training, workdir=Path(out) / title)
             trainer.run(prepared.stage, training, mesh, config.mesh.rules, learner.log)
+
+
+def with_features(prepared, learner):
+    """The AU encoder as it is initialised: with parameters drawn by lot all faces look alike to
+    it, and which code is nearest is decided by rounding errors."""
+    made = learner.stage("au")
+    batch = planning.abstract_batch(learner.config, made.fields, 1)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), batch)
+    au = jax.device_get(jax.jit(made.init)(jax.random.key(0), zeros))
+    frozen = prepared.training.frozen | {"au": au}
+    return replace(prepared, training=replace(prepared.training, frozen=frozen))
 
 
 if __name__ == "__main__":

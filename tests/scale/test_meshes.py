@@ -9,12 +9,11 @@ import pytest
 from t3d import checkpoint
 from t3d.talker import STAGES
 
-TOLERANCE = 1e-5  # after 20 steps: of losses, and of the distance between parameters, relative
-# Which code is nearest is a decision: with an untrained AU encoder, whose features hardly differ
-# from frame to frame, a rounding error can turn it.
-DECISIONS = {"params/au_codebook", "params/au_usage", "params/global_usage"}
-
-
+LOSSES = 1e-5  # relative, after 20 steps
+# Adam divides a gradient by its own size, so that elements whose gradient is next to nothing take
+# steps that rounding decides: the parameters' distance, relative, is a little more.
+PARAMETERS = 1e-4
+COUNTERS = {"params/au_usage", "params/global_usage"}
 SCRIPT = Path(__file__).with_name("steps.py")
 QUICK = ("speech", "nerf", "space")  # the other stages: with --full
 MESHES = {"four": "4x1", "eight": "4x2"}
@@ -52,16 +51,16 @@ def ended(end, process):
 def test_twenty_steps_are_the_same_on_every_mesh(outcomes, stage, mesh):
     entries = [checkpoint.read_run(outcomes / name)["stages"][stage] for name in ("one", mesh)]
     for key in ("loss_first", "loss_last", "validation"):
-        assert entries[1][key] == pytest.approx(entries[0][key], rel=TOLERANCE), key
+        assert entries[1][key] == pytest.approx(entries[0][key], rel=LOSSES), key
     difference, size = 0.0, 0.0
     alone, spread = (
         checkpoint.named_leaves(checkpoint.load_params(outcomes / name / "params" / stage))
         for name in ("one", mesh)
     )
-    for name in alone.keys() - DECISIONS:
+    for name in alone.keys() - COUNTERS:
         difference += np.sum((alone[name] - spread[name]) ** 2, dtype=np.float64)
         size += np.sum(alone[name] ** 2, dtype=np.float64)
-    assert np.sqrt(difference / size) < TOLERANCE
+    assert np.sqrt(difference / size) < PARAMETERS
 
 
 def test_training_moved_the_parameters(outcomes):
