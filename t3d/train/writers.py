@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from t3d.errors import UserError
 
@@ -144,8 +145,10 @@ class Monitor:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes scalars at a step."""
-        for key, value in values.items() if self._events else ():
-            self._events.add(step, summary.scalar(f"{self.name}/{key}", float(value)))
+        if self._events:
+            named = {f"{self.name}/{key}": float(value) for key, value in values.items()}
+            parts = [summary.scalar(key, value).value[0] for key, value in named.items()]
+            self._events.add(step, Summary(value=parts))
 
     def images(self, step: int, images: dict[str, Any]) -> None:
         """Writes image grids {name: [N, H, W, 3] in [0, 1]} at a step."""
