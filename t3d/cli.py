@@ -19,7 +19,7 @@ import t3d
 from t3d import hosts
 from t3d.errors import UserError
 
-FAILED, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 OVERRIDE = "--config."
 IN_JOBS = ("train", "sweep")  # commands that several hosts can run together
 FOR_VIDEOS = ("judge", "openface_pred", "openface_truth", "out")  # evaluate without a run
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         if choice:
             given, known = choice[1], re.findall(r"[\w-]+", choice[2])
             message = f"no {given!r}{_nearest(given, known)}; choose from {', '.join(known)}"
-        self.exit(FAILED, f"t3d: error: {message} (see {self.prog} --help)\n")
+        self.exit(hosts.FAILED, f"t3d: error: {message} (see {self.prog} --help)\n")
 
     def options(self) -> list[str]:
         """Its option names."""
@@ -487,13 +487,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         message, code, shown = "stopped; run the same command again to go on", INTERRUPTED, error
     except UserError as error:
-        message, code, shown = str(error), FAILED, error
+        message, code, shown = str(error), hosts.FAILED, error
     except BrokenPipeError:  # the reader of our output has gone: `t3d info … | head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        message, code, shown = _explain(error), FAILED, error
+        message, code, shown = _explain(error), hosts.FAILED, error
     except Exception as error:
         if not in_job:
             raise

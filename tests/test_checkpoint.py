@@ -204,3 +204,24 @@ def test_run_json_merges_stages_and_holds_versions(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match="run.json"):
         checkpoint.read_run(tmp_path)
+
+
+def test_fingerprint_sees_one_changed_element_two_swapped_ones_and_another_path_or_type():
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    changed, swapped = rows.copy(), rows.copy()
+    changed[1, 2] = np.nextafter(changed[1, 2], 9)
+    swapped[0, [0, 1]] = swapped[0, [1, 0]]
+    others = [{"a": changed}, {"a": swapped}, {"b": rows}, {"a": rows.T}, {"a": rows.astype("i4")}]
+    assert checkpoint.fingerprint({"a": jnp.asarray(rows)}) == checkpoint.fingerprint({"a": rows})
+    assert len({checkpoint.fingerprint(tree) for tree in ({"a": rows}, *others)}) == 6
+
+
+def test_state_with_another_fingerprint_is_damaged(tmp_path, monkeypatch):
+    save_states(tmp_path, (1,))
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda _: 0)
+    save_states(tmp_path, (2,))
+    monkeypatch.undo()
+    lines = []
+    with checkpoint.StateStore(tmp_path, lines.append) as store:
+        assert_same(store.restore(template(state(0)))[0], state(1))
+    assert "fingerprint" in lines[0]
