@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pooch
 
-from t3d import facekit
+from t3d import facekit, guo
 from t3d.errors import UserError
 
 _MEDIAPIPE = "https://storage.googleapis.com/mediapipe-models"
@@ -56,6 +56,48 @@ ASSETS = {
         use="--prior ict",
         home="github.com/ICT-VGL/ICT-FaceKit, folder FaceXModel",
     ),
+    "bfm09": Asset(
+        filename="01_MorphableModel.mat",
+        url="",
+        sha256="",
+        licence="Basel Face Model licence, research only",
+        use="--prior bfm09",
+        home="faces.dmi.unibas.ch/bfm, BFM 2009, after its licence form",
+    ),
+    "bfm09_expression": Asset(
+        filename="bfm09_expression.npz",
+        url="",
+        sha256="",
+        licence="research only",
+        use="--prior bfm09 (its expressions, Guo et al.)",
+        home="github.com/YudongGuo/AD-NeRF, folder data_util/face_tracking/3DMM, or a folder of "
+        "Exp_Pca.bin, std_exp.txt and BFM_exp_idx.mat",
+    ),
+    "bfm09_landmarks": Asset(
+        filename="bfm09_landmarks.txt",
+        url="",
+        sha256="",
+        licence="yours",
+        use="--prior bfm09, if its landmarks shall not be AD-NeRF's or found on pictures",
+        home="a text file of 68 vertex numbers, among those that have expressions",
+    ),
+    "bfm17": Asset(
+        filename="bfm17.h5",
+        url="",
+        sha256="",
+        licence="Basel Face Model licence, research only",
+        use="--prior bfm17",
+        home="faces.dmi.unibas.ch/bfm/bfm2017.html, model2017-1_bfm_nomouth.h5, after its licence "
+        "form",
+    ),
+    "bfm17_landmarks": Asset(
+        filename="bfm17_landmarks.txt",
+        url="",
+        sha256="",
+        licence="yours",
+        use="--prior bfm17, if its landmarks shall not be found on pictures",
+        home="a text file of 68 vertex numbers",
+    ),
     "lpips_alex": Asset(
         filename="lpips_alex.pth",
         url="",
@@ -92,22 +134,29 @@ ASSETS = {
 }
 
 
+_FOLDERS = {"ict_facekit": facekit.convert, "bfm09_expression": guo.convert}
+
+
 def find(name: str) -> Path:
     """Where an asset lies: in the folder $T3D_ASSETS, else in the user's cache; never downloads.
 
     Raises UserError, with the commands that help, when it is in neither or the name is unknown.
     """
-    asset = _named(name)
-    places = [folder / asset.filename for folder in _folders()]
-    for path in places:
-        if path.is_file():
-            return path
+    asset, path = _named(name), look_for(name)
+    if path is not None:
+        return path
     remedy = f"`t3d assets import {name} FILE` (from {asset.home})"
     if asset.url:
         remedy = f"`t3d assets fetch {name}`, or {remedy}"
     raise UserError(
         f"{asset.filename} is not on this machine, needed for {asset.use}; run {remedy}"
     )
+
+
+def look_for(name: str) -> Path | None:
+    """Where an asset lies, as `find`; None when it is not on this machine."""
+    places = [folder / _named(name).filename for folder in _folders()]
+    return next((path for path in places if path.is_file()), None)
 
 
 def fetch(name: str) -> Path:
@@ -121,7 +170,7 @@ def fetch(name: str) -> Path:
             f"{name} cannot be fetched; get {asset.home}, then run `t3d assets import {name} PATH`"
         )
     pooch.get_logger().setLevel("WARNING")
-    part = _cache() / f"{asset.filename}.part"
+    part = cached(f"{asset.filename}.part")
     try:
         pooch.retrieve(asset.url, None, part.name, part.parent)
         _check_digest(part, asset)
@@ -139,26 +188,26 @@ def fetch(name: str) -> Path:
 def import_file(name: str, path) -> Path:
     """Copies an asset's file into the user's cache; returns where it lies.
 
-    For ict_facekit, path may be the folder FaceXModel of a checkout, which is converted. Raises
-    UserError: no such file, or not the file whose sha256 is pinned, or not such a folder.
+    Folders that are converted: for ict_facekit FaceXModel of a checkout, for bfm09_expression one
+    of its homes. Raises UserError: no such file, or not the file whose sha256 is pinned, or not
+    such a folder.
     """
     asset, path = _named(name), Path(path)
-    target = _cache() / asset.filename
-    if name == "ict_facekit" and path.is_dir():
-        arrays = facekit.convert(path)
-        return _place(target, lambda part: np.savez_compressed(part, **arrays))
+    target = cached(asset.filename)
+    if name in _FOLDERS and path.is_dir():
+        arrays = _FOLDERS[name](path)
+        return place(target, lambda part: np.savez_compressed(part, **arrays))
     if not path.is_file():
         raise UserError(f"{path}: no such file; give {asset.home}")
     _check_digest(path, asset)
-    return _place(target, lambda part: shutil.copyfile(path, part))
+    return place(target, lambda part: shutil.copyfile(path, part))
 
 
 def listing() -> list[dict[str, str]]:
     """One row for each asset: name, licence, use, and path ("" when it is not on this machine)."""
     rows = []
     for name, asset in ASSETS.items():
-        paths = [f / asset.filename for f in _folders() if (f / asset.filename).is_file()]
-        path = str(paths[0]) if paths else ""
+        path = str(look_for(name) or "")
         rows.append({"name": name, "licence": asset.licence, "use": asset.use, "path": path})
     return rows
 
@@ -171,11 +220,12 @@ def _named(name: str) -> Asset:
 
 def _folders() -> list[Path]:
     chosen = os.environ.get("T3D_ASSETS")
-    return ([Path(chosen)] if chosen else []) + [_cache()]
+    return ([Path(chosen)] if chosen else []) + [cached("")]
 
 
-def _cache() -> Path:
-    return Path(pooch.os_cache("t3d"))
+def cached(filename: str) -> Path:
+    """The path of a file in the user's cache, whether it is there or not."""
+    return Path(pooch.os_cache("t3d")) / filename
 
 
 def _check_digest(path: Path, asset: Asset):
@@ -187,8 +237,8 @@ def _check_digest(path: Path, asset: Asset):
         )
 
 
-def _place(target: Path, write) -> Path:
-    """Writes a file of the cache under a temporary name first."""
+def place(target: Path, write) -> Path:
+    """Writes a file of the cache with write(path), under a temporary name first; returns it."""
     part = target.with_name(f"{os.getpid()}.part{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

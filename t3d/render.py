@@ -119,9 +119,15 @@ def blink_weights(frames: int, seed: int) -> np.ndarray:
 
 
 def with_blinks(motion: Motion, prior: str, closed: np.ndarray) -> Motion:
-    """The motion with eyes closed by `closed` [T]; only the surface follows, no audio code."""
+    """The motion with eyes closed by `closed` [T]; only the surface follows, no audio code.
+
+    A prior that names no expressions cannot blink: the motion stays as it is.
+    """
+    model = basis.load(prior)
+    if not model.expression_names:
+        return motion
     lids = {"eyeBlink_L": closed, "eyeBlink_R": closed}
-    blink = morphable.expression_from_weights(basis.load(prior), lids)
+    blink = morphable.expression_from_weights(model, lids)
     return motion.replace(expression=motion.expression + blink)
 
 

@@ -129,23 +129,61 @@ def test_the_listing_tells_what_is_here(cache, tmp_path, monkeypatch):
     assert set(here.values()) == {""}
 
 
+def _excerpt(assets, folder):
+    """A checkout's FaceXModel, of the shapes of the shared excerpt alone."""
+    folder.mkdir(exist_ok=True)
+    indices = json.loads((assets / "ict_sample" / "vertex_indices.json").read_text())
+    indices["expressions"] = ["jawOpen", "mouthSmile_L"]
+    for file in (assets / "ict_sample").glob("*.obj"):
+        (folder / file.name).symlink_to(file)
+    (folder / "vertex_indices.json").write_text(json.dumps(indices))
+    return folder
+
+
 def test_a_facekit_checkout_becomes_the_shared_arrays(assets, tmp_path, monkeypatch):
     from t3d import facekit
 
     monkeypatch.setattr(facekit, "IDENTITIES", 2)
-    indices = json.loads((assets / "ict_sample" / "vertex_indices.json").read_text())
-    indices["expressions"] = ["jawOpen", "mouthSmile_L"]
-    for file in (assets / "ict_sample").glob("*.obj"):
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "vertex_indices.json").write_text(json.dumps(indices))
-    ours = facekit.convert(tmp_path)
+    ours = facekit.convert(_excerpt(assets, tmp_path))
     with np.load(assets / "ict_facekit.npz") as shared:
         same = ["neutral", "triangles", "uv", "triangle_uv", "landmarks_68", "region_names"]
         for key in [*same, "region_ranges"]:
             np.testing.assert_array_equal(ours[key], shared[key], err_msg=key)
         np.testing.assert_array_equal(ours["identity"], shared["identity"][:2])
-        shapes = [shared["expression_names"].tolist().index(n) for n in indices["expressions"]]
+        shapes = [shared["expression_names"].tolist().index(n) for n in ours["expression_names"]]
         np.testing.assert_array_equal(ours["expression"], shared["expression"][shapes])
+
+
+def test_an_imported_facekit_checkout_is_the_prior(assets, tmp_path, monkeypatch):
+    from t3d import facekit
+    from t3d.assets import import_file
+    from t3d.prior import basis
+
+    packed = basis.load("ict")
+    checkout = _excerpt(assets, tmp_path / "FaceXModel")
+    monkeypatch.setattr(facekit, "IDENTITIES", 2)
+    monkeypatch.delenv("T3D_ASSETS")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = import_file("ict_facekit", checkout)
+    assert place.is_relative_to(tmp_path / "cache")
+    imported = basis.load("ict")
+    for field in ("mean", "triangles", "landmarks68", "lips79", "region", "albedo_mean"):
+        np.testing.assert_array_equal(getattr(imported, field), getattr(packed, field))
+    np.testing.assert_array_equal(imported.identity_basis[:2], packed.identity_basis[:2])
+    smile = packed.expression_names.index("mouthSmile_L")
+    np.testing.assert_array_equal(imported.expression_basis[1], packed.expression_basis[smile])
+
+
+def test_guos_expressions_are_imported_from_adnerfs_folder(cache, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"mu_exp": rng.normal(size=12), "base_exp": rng.normal(size=(79, 12))}
+    np.save(tmp_path / "exp_info.npy", arrays | {"sig_exp": np.ones(79)}, allow_pickle=True)
+    np.save(tmp_path / "topology_info.npy", {"sub_inds": np.arange(4) + 3}, allow_pickle=True)
+    np.save(tmp_path / "keys_info.npy", {"keyinds": np.zeros(68, int)}, allow_pickle=True)
+    with np.load(assets.import_file("bfm09_expression", tmp_path)) as kept:
+        np.testing.assert_allclose(kept["base_exp"], arrays["base_exp"], rtol=1e-6)
+        assert kept["sub_inds"].tolist() == [3, 4, 5, 6]
+    assert assets.find("bfm09_expression") == cache / "bfm09_expression.npz"
 
 
 def test_a_folder_that_is_no_facekit_is_refused(cache, tmp_path):

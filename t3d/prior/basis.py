@@ -1,14 +1,16 @@
-"""Where a morphable model comes from: `procedural` (built in) and `ict` (ICT-FaceKit, MIT)."""
+"""Where a morphable model comes from: `procedural` (built in), `ict` (ICT-FaceKit, MIT), or the
+Basel Face Models `bfm09` and `bfm17`, for who has their licence."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from t3d import assets
 from t3d.errors import UserError
-from t3d.prior import procedural, skin
+from t3d.prior import annotate, bfm, procedural, skin
 from t3d.prior.morphable import (
     EXPRESSION_DIM,
     EXPRESSION_STD,
@@ -58,7 +60,62 @@ def _read_ict(path: Path) -> MorphableModel:
     )
 
 
-PRIORS = {"procedural": procedural.build, "ict": lambda: _read_ict(assets.find("ict_facekit"))}
+def _basel(name: str, family: bfm.Family) -> MorphableModel:
+    return bfm.model(family, _landmarks(name, family), name)
+
+
+def _landmarks(name: str, family: bfm.Family) -> np.ndarray:
+    """Vertices [68]: those of the user's list, else the family's own, else found on pictures.
+
+    What was found is kept in the cache, for this mesh.
+    """
+    listed = assets.look_for(f"{name}_landmarks")
+    if listed is not None:
+        return _read_list(listed, len(family.mean))
+    if family.landmarks68 is not None:
+        return family.landmarks68
+    mesh = hashlib.sha256(family.mean.tobytes() + family.triangles.tobytes()).hexdigest()[:12]
+    kept = assets.cached(f"{name}_landmarks_{mesh}.txt")
+    if not kept.is_file():
+        found = annotate.find_landmarks(family, _detect)
+        if found is None:
+            raise UserError(
+                f"{name}: no face was found on pictures of its mean; run `t3d assets import "
+                f"{name}_landmarks FILE` with a text file of 68 vertex numbers"
+            )
+        assets.place(kept, lambda part: np.savetxt(part, found, "%d"))
+    return _read_list(kept, len(family.mean))
+
+
+def _detect(picture: np.ndarray) -> np.ndarray | None:
+    from t3d.data import landmarks  # MediaPipe, needed once for a mesh without landmarks
+
+    seen = landmarks.detect([picture], video=False)
+    return seen.points68[0] if seen.found[0] else None
+
+
+def _read_list(path: Path, count: int) -> np.ndarray:
+    """68 vertex numbers from 0, in iBUG order."""
+    try:
+        numbers = np.array(path.read_text().replace(",", " ").split(), int)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a text file of 68 vertex numbers ({error})") from error
+    if len(numbers) != 68 or numbers.min() < 0 or numbers.max() >= count:
+        raise UserError(f"{path}: give 68 vertex numbers from 0 to {count - 1}, in iBUG order")
+    return numbers
+
+
+def _bfm09() -> MorphableModel:
+    files = assets.find("bfm09"), assets.find("bfm09_expression")
+    return _basel("bfm09", bfm.read_2009(*files))
+
+
+PRIORS = {
+    "procedural": procedural.build,
+    "ict": lambda: _read_ict(assets.find("ict_facekit")),
+    "bfm09": _bfm09,
+    "bfm17": lambda: _basel("bfm17", bfm.read_2017(assets.find("bfm17"))),
+}
 
 
 def load(name: str) -> MorphableModel:

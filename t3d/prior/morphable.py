@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from t3d.errors import UserError
+
 Array = Any
 
 IDENTITY_DIM = 100
@@ -40,7 +42,7 @@ class MorphableModel:
             other corner and back along the upper lip, as MediaPipe's lip rings.
         region: [V] int32, index into region_names.
         name: of the basis.
-        expression_names: of the first expression vectors, ICT-FaceKit's.
+        expression_names: of the first expression vectors, ICT-FaceKit's; empty if they have none.
         region_names: of the parts of the mesh.
     """
 
@@ -152,7 +154,13 @@ def expression_from_weights(
 
     Raises:
         KeyError: a name that the model does not have.
+        UserError: the model names no expressions at all.
     """
+    if not model.expression_names:
+        raise UserError(
+            f"the expressions of {model.name} have no names: {', '.join(weights)} cannot be set; "
+            "use procedural or ict"
+        )
     leading = np.broadcast_shapes(*(np.shape(value) for value in weights.values()))
     coefficients = np.zeros((*leading, EXPRESSION_DIM), np.float32)
     position = {name: k for k, name in enumerate(model.expression_names)}

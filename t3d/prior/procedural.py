@@ -201,7 +201,7 @@ def _mouth_patch() -> tuple[np.ndarray, np.ndarray]:
 def _lip_relief(xy: np.ndarray, share: np.ndarray) -> np.ndarray:
     """How far the red of the lips stands out, rolling inwards at the slit (cm)."""
     middle = np.sqrt(np.maximum(1 - (xy[..., 0] / 2.6) ** 2, 0.0))
-    full = np.where(xy[..., 1] > _MOUTH_Y, 0.42, 0.5)
+    full = np.where(xy[..., 1] > _MOUTH_Y, 0.36, 0.42)
     return middle * (full * np.sin(math.pi * np.minimum(share, 1.0) ** 0.8) - 0.12 * share**4)
 
 
@@ -418,14 +418,26 @@ def _ellipsoid(rings: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     return points, np.concatenate([_strip(rings, steps), near, far])
 
 
+def _ear_relief(up: np.ndarray, front: np.ndarray) -> np.ndarray:
+    """How far an ear's outer face stands out (cm) at places of the unit disc: rim, ridge, bowl."""
+    radius, turn = np.hypot(up, front), np.arctan2(front + 0.3, up + 0.1)
+    behind = 1 / (1 + np.exp((np.abs(turn + 0.75) - 1.75) / 0.2))  # from the root over the top
+    rim = 0.30 * np.exp(-(((radius - 0.86) / 0.11) ** 2)) * behind
+    ridge = 0.22 * np.exp(-(((np.hypot(up + 0.1, front - 0.25) - 0.62) / 0.14) ** 2)) * behind
+    bowl = -0.46 * _bump(front, up, 0.3, -0.12, 0.38, 0.4)
+    tragus = 0.4 * _bump(front, up, 0.78, -0.2, 0.2, 0.2)
+    return rim + ridge + bowl + tragus + 0.1 * _bump(front, up, 0.1, -0.85, 0.5, 0.25)
+
+
 def _ear(side: float) -> _Part:
-    """A cupped disc that stands off the head at its back edge."""
-    unit, triangles = _ellipsoid(8, 18)
-    radius = np.linalg.norm(unit[:, 1:], axis=-1)
-    dent = np.where(unit[:, 0] > 0, -0.55 * np.exp(-((radius / 0.55) ** 2)), 0.0)
-    y, z = unit[:, 1] * (2.9 - 0.5 * (unit[:, 1] < 0)), unit[:, 2] * 1.55
-    x = 7.3 + 0.32 * unit[:, 0] + dent + 0.6 * (1.0 - unit[:, 2]) + 0.07 * y
-    points = np.stack([x, 2.3 + y, -0.6 + z - 0.15 * y], -1) * [side, 1, 1]
+    """A cupped disc with rim, ridge, bowl and lobe that stands off the head at its back edge."""
+    unit, triangles = _ellipsoid(14, 30)
+    out, up, front = unit.T
+    relief = _ear_relief(up, front) * np.clip(3.0 * out, 0.0, 1.0)
+    wide = 1.7 * (1.0 - 0.3 * np.maximum(-up, 0.0) ** 2 + 0.1 * up)
+    y, z = up * (2.9 - 0.3 * (up < 0)), front * wide
+    x = 7.35 + 0.25 * out + relief + 0.65 * (1.0 - front) + 0.07 * y
+    points = np.stack([x, 2.2 + y, -0.7 + z - 0.22 * y], -1) * [side, 1, 1]
     return _Part.of(points, triangles if side > 0 else triangles[:, ::-1], "head_neck")
 
 
@@ -567,7 +579,7 @@ def _colours(
 
 
 def build() -> MorphableModel:
-    """The built-in model `procedural`: about 4,000 vertices in ICT-FaceKit's frame and names."""
+    """The built-in model `procedural`: about 4,600 vertices in ICT-FaceKit's frame and names."""
     face, numbers = _skin()
     bag = _mouth_bag(face.points[numbers["mouth"][0]])
     sockets = [
@@ -580,7 +592,7 @@ def build() -> MorphableModel:
             [bag, *sockets], ("mouth_socket", "eye_socket_left", "eye_socket_right"), strict=True
         )
     ]
-    upper = [_arch([-2.3, -2.9, -3.5], 0.12, "teeth"), _arch([-1.5, -2.3], 0.14, "gums_tongue")]
+    upper = [_arch([-2.3, -2.95, -3.62], 0.12, "teeth"), _arch([-1.5, -2.3], 0.14, "gums_tongue")]
     lower = [
         _arch([-3.32, -3.9, -4.5], -0.08, "teeth"),
         _arch([-4.5, -5.0], -0.15, "gums_tongue"),

@@ -1,4 +1,4 @@
-"""A z-buffer rasteriser for the host: mesh to depth, triangle and attribute images."""
+"""A z-buffer rasteriser for the host: mesh to depth, normal, mask, colour, barycentric images."""
 
 from __future__ import annotations
 
@@ -21,6 +21,24 @@ class Raster(NamedTuple):
     depth: np.ndarray
     triangle: np.ndarray
     barycentric: np.ndarray
+
+
+class Images(NamedTuple):
+    """A drawn mesh.
+
+    Attributes:
+        depth: [H, W] float32, inf where nothing is drawn.
+        mask: [H, W] bool, True where something is.
+        barycentric: [H, W, 3] float32, perspective-correct, 0 where nothing is drawn.
+        normal: [H, W, 3] float32, of unit length, 0 where nothing is drawn.
+        colour: [H, W, 3] float32, 0 where nothing is drawn.
+    """
+
+    depth: np.ndarray
+    mask: np.ndarray
+    barycentric: np.ndarray
+    normal: np.ndarray
+    colour: np.ndarray
 
 
 @numba.njit(cache=True, nogil=True)
@@ -82,6 +100,17 @@ def _blend(triangle, barycentric, triangles, attributes, out):
                     out[i, j, channel] += weight * attributes[corner, channel]
 
 
+@numba.njit(cache=True, nogil=True)
+def _to_unit_length(vectors):
+    """Scales vectors [H, W, 3] in place; those of no length stay as they are."""
+    for i in range(vectors.shape[0]):
+        for j in range(vectors.shape[1]):
+            x, y, z = vectors[i, j]
+            squared = x * x + y * y + z * z
+            if squared > 0.0:
+                vectors[i, j] /= math.sqrt(squared)
+
+
 def rasterize(
     uv_pixels: np.ndarray,
     depth: np.ndarray,
@@ -127,3 +156,25 @@ def interpolate(raster: Raster, triangles: np.ndarray, attributes: np.ndarray) -
         out,
     )
     return out
+
+
+def render(
+    uv_pixels: np.ndarray,
+    depth: np.ndarray,
+    triangles: np.ndarray,
+    normals: np.ndarray,
+    colours: np.ndarray,
+    size: int,
+) -> Images:
+    """All images of a mesh, size × size; shading is in the colours, between vertices it is linear.
+
+    Args:
+        uv_pixels: [V, 2]; depth: [V]; triangles: [F, 3]; size: as `rasterize`.
+        normals: [V, 3], in the axes in which the image of normals shall be.
+        colours: [V, 3].
+    """
+    seen = rasterize(uv_pixels, depth, triangles, size, size)
+    normal = interpolate(seen, triangles, normals)
+    _to_unit_length(normal)
+    colour = interpolate(seen, triangles, colours)
+    return Images(seen.depth, seen.triangle >= 0, seen.barycentric, normal, colour)

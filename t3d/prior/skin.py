@@ -126,20 +126,20 @@ def _bump(points: np.ndarray, line: np.ndarray, radius: float) -> np.ndarray:
     return np.exp(-((distance / radius) ** 2))
 
 
-def _inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
+def inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
     """[V] bool: points [V, 2] inside a closed polygon [N, 2] (crossing number)."""
-    inside = np.zeros(len(points), bool)
+    crossed = np.zeros(len(points), bool)
     for (xa, ya), (xb, yb) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         if ya != yb:
             crosses = (ya > points[:, 1]) != (yb > points[:, 1])
-            inside ^= crosses & (points[:, 0] < xa + (points[:, 1] - ya) * (xb - xa) / (yb - ya))
-    return inside
+            crossed ^= crosses & (points[:, 0] < xa + (points[:, 1] - ya) * (xb - xa) / (yb - ya))
+    return crossed
 
 
 def within_lips(points: np.ndarray, outer: np.ndarray) -> np.ndarray:
     """[V] bool: points [V, 3] seen from the front inside the outer lip contour [12, 3]."""
     contour = resample(np.concatenate([outer, outer[:1]]), 80)[:-1]
-    return (points[:, 2] > outer[:, 2].min() - 0.5) & _inside(points[:, :2], contour[:, :2])
+    return (points[:, 2] > outer[:, 2].min() - 0.5) & inside(points[:, :2], contour[:, :2])
 
 
 def paint(mean: np.ndarray, region: np.ndarray, lips: np.ndarray, marks: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.spatial
 
 from t3d import camera
 from t3d.prior import basis, raster
@@ -49,6 +50,46 @@ def test_depth_triangle_and_weights_equal_brute_force_ray_casting(farthest):
     seen = sure & (index >= 0)
     np.testing.assert_allclose(drawn.depth.reshape(-1)[seen], z[seen], rtol=1e-4)
     np.testing.assert_allclose(drawn.barycentric.reshape(-1, 3)[seen], weights[seen], atol=2e-3)
+
+
+def test_normals_and_colours_equal_the_brute_force_blend_of_the_corners():
+    rng = np.random.default_rng(7)
+    points, triangles, view = _soup(rng, 60)
+    size = 40
+    uv, depth = camera.project(view, points)
+    normals, colours = rng.normal(size=points.shape), rng.uniform(size=points.shape)
+    drawn = raster.render(uv * size, depth, triangles, normals, colours, size)
+    z, index, weights, grazing = _cast(points, triangles, view, size, False)
+    np.testing.assert_array_equal(drawn.mask.reshape(-1)[~grazing], index[~grazing] >= 0)
+    seen = ~grazing & (index >= 0)
+    blended = [
+        np.einsum("nk,nkc->nc", weights[seen], a[triangles[index[seen]]])
+        for a in (normals, colours)
+    ]
+    unit = blended[0] / np.linalg.norm(blended[0], axis=-1, keepdims=True)
+    steady = np.linalg.norm(blended[0], axis=-1) > 0.3  # a short vector's direction is all rounding
+    np.testing.assert_allclose(drawn.normal.reshape(-1, 3)[seen][steady], unit[steady], atol=0.01)
+    np.testing.assert_allclose(drawn.colour.reshape(-1, 3)[seen], blended[1], atol=4e-3)
+    np.testing.assert_allclose(drawn.depth.reshape(-1)[seen], z[seen], rtol=1e-4)
+    np.testing.assert_allclose(drawn.barycentric.reshape(-1, 3)[seen], weights[seen], atol=2e-3)
+    for image in (drawn.normal, drawn.colour, drawn.barycentric):
+        assert (image[~drawn.mask] == 0).all()
+
+
+def test_rendered_sphere_has_the_normals_of_a_sphere():
+    rng = np.random.default_rng(8)
+    outwards = rng.normal(size=(4000, 3))
+    outwards /= np.linalg.norm(outwards, axis=-1, keepdims=True)
+    triangles = scipy.spatial.ConvexHull(outwards).simplices
+    centre = np.array([0.0, 0.0, 5.0])
+    view = camera.recorded(np.array([2.0, 2.0, 0.5, 0.5], np.float32))
+    uv, depth = camera.project(view, outwards + centre)
+    drawn = raster.render(uv * 64, depth, triangles, outwards, np.ones((4000, 3)), 64)
+    origin, direction = camera.rays(view, 64)
+    hit = (origin + direction * np.where(drawn.mask, drawn.depth, 1).reshape(-1, 1)) - centre
+    np.testing.assert_allclose(drawn.normal[drawn.mask], hit[drawn.mask.reshape(-1)], atol=0.03)
+    np.testing.assert_allclose(np.linalg.norm(drawn.normal[drawn.mask], axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(drawn.colour[drawn.mask], 1, atol=1e-5)
 
 
 def test_empty_pixels_are_inf_minus_one_and_zero():
