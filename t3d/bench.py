@@ -1,8 +1,8 @@
 """`t3d bench`: how fast the parts run on this machine, measured where their users meet them.
 
 data: does the input pipeline keep up with the trainer; population: what one program for several
-members saves; startup: what the cache of compiled programs saves. Figures of this machine stand in
-docs/benchmarks.md.
+members saves; startup: what the cache of compiled programs saves; prior: how well the tracker does.
+Figures of this machine stand in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from rich.table import Table
 
 from t3d import checkpoint, planning, population, run
 from t3d import config as configs
+from t3d.bench_prior import bench_prior
 from t3d.data.parts import write_atomically
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.errors import UserError
@@ -301,12 +302,17 @@ def _seconds_to_first_step(command: list[str], environment: dict, line: str) -> 
 
 
 def bench_command(args) -> None:
-    """`t3d bench data|population|startup`."""
+    """`t3d bench data|population|startup|prior`."""
+    if args.what != "prior" and not args.data:
+        raise UserError(f"bench {args.what}: give --data DIR, a dataset made by t3d prepare")
     chosen = [args.stage] if args.stage else list(STAGES) if args.what == "data" else ["nerf"]
     unknown = [name for name in chosen if name not in STAGES]
     if unknown:
         raise UserError(f"--stage {unknown[0]}: no such stage; there are {', '.join(STAGES)}")
-    if args.what == "startup":
+    if args.what == "prior":
+        datasets = [SpeakerDataset(path) for path in (args.data or "").split(",") if path]
+        figures = bench_prior(datasets)
+    elif args.what == "startup":
         figures = bench_startup(args.config, args.overrides, args.data, chosen[0])
     else:
         if args.what == "population":  # on a CPU a device for each core
@@ -317,7 +323,8 @@ def bench_command(args) -> None:
             figures = bench_data(config, datasets, chosen, _read_plan(args.plan))
         else:
             figures = bench_population(config, datasets, chosen[0], args.members)
-    _show(f"t3d bench {args.what}: {args.config}", figures)
+    title = args.what if args.what == "prior" else f"{args.what}: {args.config}"
+    _show(f"t3d bench {title}", figures)
     if args.json:
         text = json.dumps(figures, indent=1) + "\n"
         write_atomically(Path(args.json), lambda path: path.write_text(text))

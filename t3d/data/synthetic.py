@@ -746,8 +746,8 @@ def _codes(model: MorphableModel, weights: np.ndarray, rng: np.random.Generator)
     }
 
 
-def _displacement(model: MorphableModel, rng: np.random.Generator) -> np.ndarray:
-    """A smooth relief [V, 3] (cm) along the rays from the head's middle, at most _RELIEF high.
+def _displacement(model: MorphableModel, rng: np.random.Generator, most: float) -> np.ndarray:
+    """A smooth relief [V, 3] (cm) along the rays from the head's middle, at most `most` high.
 
     Its root mean square over the face is about two thirds of that. It depends on the direction
     alone, so lids stay on eyeballs and lips on each other, and it ends below the chin.
@@ -760,17 +760,19 @@ def _displacement(model: MorphableModel, rng: np.random.Generator) -> np.ndarray
     height = np.cos(direction @ waves + phase).sum(-1, keepdims=True)
     height /= np.sqrt(np.mean(height[model.region == _region(model, "face")] ** 2))
     below = model.mean[model.landmarks68[8], 1] - model.mean[:, 1:2]
-    reach = _RELIEF * _smoothstep(1.0 - below / 3.0)
+    reach = most * _smoothstep(1.0 - below / 3.0)
     return (reach * np.tanh(1.3 * height) * direction).astype(np.float32)
 
 
-def _speaker(prior: str, weights: np.ndarray, size: int, seed: int) -> _Speaker:
+def _speaker(
+    prior: str, weights: np.ndarray, size: int, seed: int, relief: float = _RELIEF
+) -> _Speaker:
     """A person with the mouth weights [T, 53] and everything else drawn from `seed`."""
     rng = np.random.default_rng([seed, 1])
     model = basis.load(prior)
     frames = len(weights)
     truth = _codes(model, _add_face(weights, rng), rng)
-    truth["displacement"] = _displacement(model, np.random.default_rng([seed, 2]))
+    truth["displacement"] = _displacement(model, np.random.default_rng([seed, 2]), relief)
     shape = morphable.vertices(model, truth["identity"], np.zeros(79, np.float32))
     shape = shape + truth["displacement"]
     truth["head_points"] = shape[model.landmarks68]
@@ -799,6 +801,71 @@ def _landmarks(speaker: _Speaker, size: int) -> dict[str, np.ndarray]:
     uv, _ = cameras.project(recorded, cameras.transform(head_to_world, points))
     pixels = (uv * size).astype(np.float32)
     return {"points68": pixels[:, :68], "lips79": pixels[:, 68:]}
+
+
+class TurningClip(NamedTuple):
+    """A head that turns from side to side, as a tracker gets it, and what it was made of.
+
+    Attributes:
+        model: the 3DMM.
+        truth: as in truth.npz of `synthesize`, landmarks exact and in fractions of the image side.
+        points68, lips79: [T, 68, 2] and [T, 79, 2] fractions of the image side, noisy.
+        blendshapes: [T, 53], as wrong as a detector's: each with its own gain, and noisy.
+        pictures, masks: uint8 [T, S, S, 3] and bool [T, S, S].
+    """
+
+    model: MorphableModel
+    truth: dict[str, np.ndarray]
+    points68: np.ndarray
+    lips79: np.ndarray
+    blendshapes: np.ndarray
+    pictures: np.ndarray
+    masks: np.ndarray
+
+
+def turning_clip(
+    prior: str,
+    swing: float,
+    seed: int = 0,
+    frames: int = 200,
+    size: int = 512,
+    noise: float = 1.0,
+    relief: float = 0.15,
+) -> TurningClip:
+    """A speaker whose head swings about the neck, to measure a tracker with.
+
+    Args:
+        prior: name of the 3DMM; swing: degrees of yaw to each side, in 4 s to and fro; noise:
+            pixels by which each landmark is off in each frame; relief: cm that the surface lies
+            off the model at most (two thirds of it are its root mean square).
+    """
+    _, _, weights = speech(frames / FPS, seed)
+    speaker = _speaker(prior, weights, size, seed, relief)
+    truth, rng = speaker.truth, np.random.default_rng([seed, 9])
+    necks = cameras.transform(
+        cameras.head_pose(truth["rotvec"], truth["translation"]),
+        np.broadcast_to(speaker.neck, (frames, 1, 3)),
+    )[:, 0]
+    yaw = np.radians(swing) * np.sin(2 * np.pi * np.arange(frames) / (4 * FPS))
+    truth["rotvec"][:, 1] = 0.2 * truth["rotvec"][:, 1] + yaw
+    turned = cameras.rotation_matrix(truth["rotvec"]) @ cameras.FRONTAL
+    truth["translation"] = (necks - turned @ speaker.neck).astype(np.float32)
+    truth |= {name: points / size for name, points in _landmarks(speaker, size).items()}
+    noisy = {
+        name: (truth[name] + rng.normal(0, noise / size, truth[name].shape)).astype(np.float32)
+        for name in ("points68", "lips79")
+    }
+    gained = truth["blendshapes"] * rng.uniform(0.6, 1.2, truth["blendshapes"].shape[1])
+    blendshapes = np.clip(gained + rng.normal(0, 0.05, gained.shape), 0, 1).astype(np.float32)
+    drawn = list(_pictures(speaker, cameras.recorded(truth["intrinsics"]), lambda: None))
+    return TurningClip(
+        speaker.model,
+        truth,
+        **noisy,
+        blendshapes=blendshapes,
+        pictures=np.stack([d.picture for d in drawn]),
+        masks=np.stack([d.mask for d in drawn]),
+    )
 
 
 def _view_cameras(speaker: _Speaker, turns: np.ndarray) -> list[Camera]:

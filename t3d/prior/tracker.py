@@ -12,18 +12,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from scipy.spatial.transform import Rotation
 
 from t3d import camera as cameras
-from t3d.prior import morphable, shading
-from t3d.prior.morphable import EXPRESSION_STD, MorphableModel
+from t3d.prior import bundle, morphable, raster, shading
+from t3d.prior.morphable import EXPRESSION_DIM, EXPRESSION_STD, IDENTITY_DIM, MorphableModel
 
 FOCAL_PRIOR = 4.0  # × image side: HeadNeRF's; a frontal clip cannot tell the focal length
 JAW = slice(0, 17)
+OBSERVABLE = 0.22  # deviation of log focal length up to which it is believed
+KAPPA_NOISE = 0.5  # deviation of 1 / focal length about 1 / FOCAL_PRIOR
+NAMED_NOISE = 0.3  # σ by which a detector's blendshape weights are off
+SHARED_FRAMES = 200  # that a speaker's constants are fitted on
+CHUNK = 256
+IN_MODEL = 30.0  # frames that a clip counts as where nothing but the model may explain it
+JOINED_STEPS = 3
+FAR_OFF, LEAST_FAR = 3.0, 0.04  # residuals, times the median and in eye distances, of a lost face
 RIGID = np.array([27, 28, 29, 30, 33, 36, 39, 42, 45])  # nose and eye corners
-INNER_LIP_PAIRS = np.array([[61, 67], [62, 66], [63, 65]])
-EYELID_PAIRS = np.array([[37, 41], [38, 40], [43, 47], [44, 46]])
-WEIGHTS = dict(jaw=0.2, gap=8.0, identity=2e-4, blendshape=2e-4, smooth=2.0, focal=0.02, sign=2e-3)
 
 
 def track(
@@ -33,34 +38,58 @@ def track(
     images: Callable[[np.ndarray], np.ndarray],
     masks: Callable[[np.ndarray], np.ndarray],
     *,
-    steps: int = 1200,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Fits the model to a clip.
 
     Args:
         model: the 3DMM.
-        landmarks: has points68 [T, 68, 2] as fractions of the image side, found [T] and
-            blendshapes [T, 53] in the model's order (or None). Frames that were not found are
-            bridged by the smoothness term.
+        landmarks: has points68 [T, 68, 2] and lips79 [T, 79, 2] as fractions of the image side,
+            found [T], blendshapes [T, 53] in the model's order (or None) and, where the clip has
+            cuts, shot [T] (the number of each frame's shot). Frames that were not found are
+            bridged: nothing that was detected in them is used.
         fit_frames: the frames that identity, albedo and focal length may be fitted on.
         images: frame indices [n] -> uint8 [n, S, S, 3].
         masks: frame indices [n] -> [n, S, S], over 0 on the head.
-        steps: of Adam.
         progress: called with (done, total).
 
     Returns:
         expression [T, 79], rotvec [T, 3], translation [T, 3] (cm), head_to_world [T, 4, 4],
         illumination [T, 27], identity [100], albedo [100], intrinsics [4], residual [T] (mean
-        landmark distance, fractions of the outer eye distance; NaN where nothing was found).
+        landmark distance, fractions of the outer eye distance; NaN where nothing was found),
+        trusted [T] bool (found, and landmarks and skin are where the model says), psnr [T] (dB,
+        over the visible skin), focal_deviation [] (of log focal length; the focal length is
+        `FOCAL_PRIOR` where that exceeds `OBSERVABLE`), jitter [2] (median change of the head's
+        turning per frame, degrees: of frames fitted each by itself, and of these).
     """
     found = np.asarray(landmarks.found, bool)
-    points = _bridge(np.asarray(landmarks.points68, np.float32), found)
-    prior = _expression_prior(landmarks.blendshapes, found)
-    small = morphable.restrict(model, model.landmarks68)
-    fitted = _fit_geometry(small, points, found, prior, fit_frames, steps, progress)
+    shot = np.asarray(getattr(landmarks, "shot", np.zeros(len(found), np.int32)))
+    report = progress or (lambda done, total: None)
+    with jax.default_matmul_precision("highest"):
+        fitted, trusted = _fit_geometry(model, landmarks, found, shot, fit_frames, report)
+        if not trusted.all():
+            fitted, _ = _fit_geometry(model, landmarks, trusted, shot, fit_frames, report)
     fitted |= _fit_appearance(model, fitted, fit_frames, images, masks)
-    return {name: np.asarray(value, np.float32) for name, value in fitted.items()}
+    floats = {name: np.asarray(value, np.float32) for name, value in fitted.items()}
+    return floats | {"trusted": np.asarray(fitted["trusted"], bool)}
+
+
+def _seen(landmarks: Any, found: np.ndarray, moving: int, bridged: np.ndarray) -> bundle.Seen:
+    """The detections as the fit wants them."""
+    lips = _bridge(np.asarray(landmarks.lips79, np.float32), found) - 0.5
+    points = bridged - 0.5
+    jaw = points[:, JAW]
+    along = np.gradient(jaw, axis=1)
+    normal = np.stack([-along[..., 1], along[..., 0]], -1)
+    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
+    outwards = jaw - points[:, 17:].mean(1, keepdims=True)
+    normal *= np.sign(np.sum(normal * outwards, -1, keepdims=True))
+    prior = np.zeros((len(found), moving), np.float32)
+    if landmarks.blendshapes is not None:
+        weights = _bridge(np.asarray(landmarks.blendshapes, np.float32), found)
+        prior[:, : weights.shape[1]] = weights / EXPRESSION_STD
+    parts = (points[:, 17:], lips, jaw, normal, found, prior)
+    return bundle.Seen(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
 def _bridge(values: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -71,20 +100,9 @@ def _bridge(values: np.ndarray, found: np.ndarray) -> np.ndarray:
     return np.stack(filled, -1).reshape(values.shape).astype(np.float32)
 
 
-def _expression_prior(blendshapes: np.ndarray | None, found: np.ndarray) -> np.ndarray:
-    """Detected blendshape weights [T, 53] as coefficients [T, 79] (zero where there are none)."""
-    prior = np.zeros((len(found), 79), np.float32)
-    if blendshapes is not None:
-        weights = _bridge(np.asarray(blendshapes, np.float32), found)
-        prior[:, : weights.shape[1]] = weights / EXPRESSION_STD
-    return prior
-
-
-def _initial_pose(model: MorphableModel, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weak-perspective pose per frame from the rigid landmarks: rotvec and translation [T, 3]."""
-    from scipy.spatial.transform import Rotation
-
-    rigid = np.asarray(model.mean)[RIGID] @ cameras.FRONTAL
+def _initial_frames(model: MorphableModel, points: np.ndarray, seen: bundle.Seen) -> bundle.Frames:
+    """Weak-perspective poses from the rigid landmarks, and the detector's expressions."""
+    rigid = np.asarray(model.mean)[np.asarray(model.landmarks68)[RIGID]] @ cameras.FRONTAL
     centre = rigid.mean(0)
     observed = points[:, RIGID]
     middle = observed.mean(1)
@@ -92,116 +110,130 @@ def _initial_pose(model: MorphableModel, points: np.ndarray) -> tuple[np.ndarray
     scale = np.linalg.norm(affine, axis=2).mean(1)
     rows = affine / scale[:, None, None]
     u, _, vt = np.linalg.svd(np.concatenate([rows, np.cross(rows[:, 0], rows[:, 1])[:, None]], 1))
-    rotation = u @ vt
-    rotvec = Rotation.from_matrix(rotation).as_rotvec()
-    depth = FOCAL_PRIOR / scale
-    centre_world = np.concatenate(
-        [(middle - 0.5) * depth[:, None] / FOCAL_PRIOR, depth[:, None]], 1
+    turn = u @ vt
+    origin = middle - 0.5 - scale[:, None] * (turn @ centre)[:, :2]
+    place = np.concatenate([origin, -np.log(scale)[:, None]], 1)
+    parts = (turn, place, np.maximum(seen.prior, 0))
+    return bundle.Frames(*(jnp.asarray(part, jnp.float32) for part in parts))
+
+
+def _fit_geometry(model, landmarks, found, shot, fit_frames, report):
+    """All but colours, and which frames' landmarks fit the model as well as most do."""
+    points = _bridge(np.asarray(landmarks.points68, np.float32), found)
+    eyes = float(np.median(np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)[found]))
+    bank = bundle.make_bank(model)
+    moving = bank.expression.shape[0]
+    seen = _seen(landmarks, found, moving, points)
+    frames = _initial_frames(model, points, seen)
+    named = landmarks.blendshapes is not None and len(model.expression_names) > 0
+    bounded = jnp.full(moving, float(named))
+    noise = bundle.Noise(
+        inner=jnp.full(51, 0.012 * eyes),
+        lips=jnp.full(79, 0.02 * eyes),
+        jaw=jnp.full(17, 0.08 * eyes),
+        gap=jnp.float32(0.012 * eyes),
+        expression=jnp.full(moving, NAMED_NOISE if named else 1.0),
+        shape=jnp.ones(len(bank.shape)),
+        kappa=jnp.float32(KAPPA_NOISE),
+        kappa_mean=jnp.float32(1 / FOCAL_PRIOR),
     )
-    return rotvec, centre_world - rotation @ centre
+    usable = fit_frames[found[fit_frames]]
+    chosen = usable[np.linspace(0, len(usable) - 1, min(SHARED_FRAMES, len(usable))).astype(int)]
+    some = jax.tree.map(lambda x: x[chosen], (frames, seen))
+    start = bundle.Shared(jnp.zeros(len(bank.shape)), noise.kappa_mean)
+    shared, _, learned, deviation = bundle.fit_shared(
+        bank, start, *some, noise, bounded, eyes, progress=lambda done: report(int(30 * done), 100)
+    )
+    deviation = deviation / float(shared.kappa)
+    kappa = shared.kappa if deviation < OBSERVABLE else noise.kappa_mean
+    # From here on the model alone: its identity takes over what the deviations explained.
+    identity = jnp.arange(len(bank.shape)) < IDENTITY_DIM
+    held = learned.replace(
+        shape=jnp.where(identity, 1.0, 1e-4), kappa=jnp.float32(1e-4), kappa_mean=kappa
+    )
+    start = bundle.Shared(jnp.where(identity, shared.shape, 0.0), kappa)
+    shared, _, learned, _ = bundle.fit_shared(bank, start, *some, held, bounded, eyes, IN_MODEL)
+    own, frames = _fit_frames(bank, shared, frames, seen, learned, bounded, shot, report)
 
-
-def _fit_geometry(model, points, found, prior, fit_frames, steps, progress):
-    rotvec, translation = _initial_pose(model, points)
-    frames = len(points)
-    eye = np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)
-    eye_distance = float(np.median(eye))
-    weight = np.ones(68, np.float32)
-    weight[JAW] = WEIGHTS["jaw"]
-    fits = np.zeros(frames, bool)
-    fits[fit_frames] = True
-    bounded = np.any(np.asarray(model.expression_basis), axis=(1, 2))
-
-    params = {
-        "identity": np.zeros(100),
-        "log_focal": np.zeros(()),
-        "rotvec": rotvec * 10,  # scaled so that one step size suits every parameter
-        "translation": translation / np.array([1.0, 1.0, 10.0]),
-        "expression": prior,
-    }
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-
-    def pose(params, shared):
-        scale = jnp.exp(shared["log_focal"])[:, None]
-        translation = params["translation"] * jnp.array([1.0, 1.0, 10.0])
-        translation = translation * jnp.concatenate([jnp.ones_like(scale)] * 2 + [scale], -1)
-        return cameras.head_pose(params["rotvec"] / 10, translation)
-
-    def predict(params):
-        # Frames outside the training split read the shared parameters but do not move them.
-        shared = {
-            name: jnp.where(
-                fits.reshape(-1, *[1] * params[name].ndim),
-                params[name],
-                jax.lax.stop_gradient(params[name]),
-            )
-            for name in ("identity", "log_focal")
-        }
-        shape = (
-            model.mean
-            + jnp.einsum("tk,kvd->tvd", shared["identity"], jnp.asarray(model.identity_basis))
-            + jnp.einsum("tk,kvd->tvd", params["expression"], jnp.asarray(model.expression_basis))
-        )
-        world = cameras.transform(pose(params, shared), shape)
-        focal = FOCAL_PRIOR * jnp.exp(shared["log_focal"])[:, None, None]
-        return focal * world[..., :2] / world[..., 2:] + 0.5
-
-    def gaps(uv, pairs):
-        return (uv[:, pairs[:, 0]] - uv[:, pairs[:, 1]]) / eye_distance
-
-    def loss(params):
-        uv = predict(params)
-        error = (uv - points) / eye_distance
-        squared = jnp.sum(error**2, -1)
-        robust = 2 * 0.01 * (jnp.sqrt(1 + squared / 0.01) - 1)  # linear beyond 0.1 eye distances
-        pairs = np.concatenate([INNER_LIP_PAIRS, EYELID_PAIRS])
-        gap = jnp.sum((gaps(uv, pairs) - gaps(points, pairs)) ** 2, -1)
-        data = jnp.mean(robust * weight, -1) + WEIGHTS["gap"] * jnp.mean(gap, -1)
-        second = [jnp.diff(params[n], 2, axis=0) for n in ("rotvec", "translation")]
-        expression = params["expression"]
-        return (
-            jnp.mean(data * found)
-            + WEIGHTS["identity"] * jnp.mean(params["identity"] ** 2)
-            + WEIGHTS["blendshape"] * jnp.mean((expression - prior) ** 2)
-            + WEIGHTS["sign"] * jnp.mean(jnp.minimum(expression, 0.0) ** 2 * bounded)
-            + WEIGHTS["smooth"] * 1e-2 * sum(jnp.mean(d**2) for d in second)
-            + WEIGHTS["smooth"] * 1e-4 * jnp.mean(jnp.diff(expression, 2, axis=0) ** 2)
-            + WEIGHTS["focal"] * params["log_focal"] ** 2
-        )
-
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, steps, alpha=0.02))
-
-    @jax.jit
-    def run(params, state):
-        def one(carry, _):
-            params, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(params), state)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(one, (params, state), length=steps // 10)[0]
-
-    state = optimizer.init(params)
-    for part in range(10):
-        params, state = jax.block_until_ready(run(params, state))
-        if progress:
-            progress(part + 1, 10)
-    residual = jnp.linalg.norm(predict(params) - points, axis=-1).mean(-1) / eye
-    focal = FOCAL_PRIOR * float(jnp.exp(params["log_focal"]))
-    matrices = pose(params, {"log_focal": jnp.broadcast_to(params["log_focal"], (frames,))})
+    focal = 1 / float(shared.kappa)
+    fitted = np.asarray(bundle.chosen_points(bank, shared, frames, seen))
+    distance = np.linalg.norm(fitted[:, :51] - np.asarray(seen.inner), axis=-1).mean(-1)
+    residual = distance / np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)
+    usual = np.median(residual[found])
+    trusted = found & (residual < max(FAR_OFF * usual, LEAST_FAR))
+    scale = np.exp(np.asarray(frames.place[:, 2]))
+    place = np.asarray(frames.place)
+    translation = np.stack([place[:, 0] * scale, place[:, 1] * scale, focal * scale], -1)
+    turn = np.asarray(frames.turn)
+    expression = np.zeros((len(found), EXPRESSION_DIM), np.float32)
+    expression[:, :moving] = frames.expression
     return {
-        "expression": params["expression"],
-        "rotvec": params["rotvec"] / 10,
-        "translation": matrices[:, :3, 3],
-        "head_to_world": matrices,
-        "identity": params["identity"],
+        "expression": expression,
+        "rotvec": Rotation.from_matrix(turn).as_rotvec(),
+        "translation": translation,
+        "head_to_world": cameras.rigid(turn @ cameras.FRONTAL, translation.astype(np.float32)),
+        "identity": np.asarray(shared.shape[:IDENTITY_DIM]),
         "intrinsics": np.array([focal, focal, 0.5, 0.5]),
         "residual": np.where(found, residual, np.nan),
-    }
+        "trusted": trusted,
+        "focal_deviation": np.float32(deviation),
+        "jitter": np.array([_jitter(own), _jitter(frames)]),
+    }, trusted
+
+
+def _fit_frames(
+    bank, shared, frames, seen, noise, bounded, shot, report
+) -> tuple[bundle.Frames, bundle.Frames]:
+    """Poses and expressions of the whole clip: each frame's own, and joined in time."""
+    count = len(shot)
+
+    def by_chunk(function, frames):
+        parts = []
+        for start in range(0, count, CHUNK):
+            index = np.minimum(np.arange(start, start + CHUNK), count - 1)  # one shape for all
+            one = jax.tree.map(lambda x, index=index: x[index], (frames, seen))
+            parts.append(function(bank, shared, *one, noise, bounded))
+        return jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *parts)
+
+    own = frames = by_chunk(bundle.fit_own, frames)
+    report(60, 100)
+    found = np.asarray(seen.found) > 0
+    one_shot = (shot[2:] == shot[:-2]) & (shot[2:] == shot[1:-1])
+    together = one_shot & found[2:] & found[1:-1] & found[:-2]
+    matrix, side = by_chunk(bundle.own_equations, frames)
+    if together.sum() < 3:
+        return own, frames
+    stiffness = bundle.stiffness_of(np.asarray(matrix), np.asarray(bundle.bends(frames)), together)
+    stiffness = jnp.asarray(one_shot[:, None] * stiffness, jnp.float32)
+    for step in range(JOINED_STEPS):
+        frames = bundle.moved(
+            frames, bundle.joined_step(matrix, side, bundle.bends(frames), stiffness)
+        )
+        report(60 + 40 * (step + 1) // JOINED_STEPS, 100)
+        if step + 1 < JOINED_STEPS:
+            matrix, side = by_chunk(bundle.own_equations, frames)
+    return own, frames
+
+
+def _jitter(frames: bundle.Frames) -> float:
+    """Median change of the head's turning from one frame to the next, degrees."""
+    turning = np.asarray(bundle.bends(frames))[:, :3]
+    return float(np.degrees(np.median(np.linalg.norm(turning, axis=-1)))) if len(turning) else 0.0
 
 
 def _skin(model: MorphableModel, count: int = 600) -> np.ndarray:
-    """Evenly chosen vertices of the face's skin, away from the mouth's inside."""
-    face = np.flatnonzero(np.asarray(model.region) == model.region_names.index("face"))
+    """Evenly chosen vertices of the face's skin that nothing hides from the front.
+
+    So no nostrils; and none more than 2 cm above the brows, where hair may be.
+    """
+    mean, region = np.asarray(model.mean), np.asarray(model.region)
+    size, scale = 512, 512 / 40  # pixels, pixels a centimetre
+    uv, depth = mean[:, :2] * [scale, -scale] + size / 2, 100 - mean[:, 2]
+    front = raster.rasterize(uv, depth, np.asarray(model.triangles), size, size).depth
+    column, row = np.clip(uv.astype(int), 0, size - 1).T
+    shown = depth < front[row, column] + 0.15
+    shown &= mean[:, 1] < mean[np.asarray(model.landmarks68)[17:27], 1].max() + 2
+    face = np.flatnonzero(shown & (region == model.region_names.index("face")))
     return face[np.linspace(0, len(face) - 1, min(count, len(face))).astype(int)]
 
 
@@ -257,14 +289,16 @@ def _fit_appearance(model, fitted, fit_frames, images, masks, passes: int = 3, c
         ridge = 1e-3 * design.shape[1] / len(basis) * np.eye(len(basis))
         code = np.linalg.solve(design @ design.T + ridge, design @ target)
     albedo = np.clip(mean + np.tensordot(code, basis, 1), 0.02, 1.0)
-    frames = np.arange(len(fitted["expression"]))
-    light = np.concatenate(
-        [
-            _lights(*observe(frames[start : start + chunk]), albedo)
-            for start in range(0, len(frames), chunk)
-        ]
-    )
-    return {"albedo": code, "illumination": _smooth(light.reshape(len(light), 27))}
+    frames, lights, psnr = np.arange(len(fitted["expression"])), [], []
+    for start in range(0, len(frames), chunk):
+        colours, bands, visible = observe(frames[start : start + chunk])
+        lights.append(_lights(colours, bands, visible, albedo))
+        painted = np.clip(albedo * (bands @ lights[-1]), 0, 1)
+        error = np.mean((painted - colours) ** 2, -1) * visible
+        seen = np.maximum(visible.sum(1), 1)
+        psnr.append(-10 * np.log10(np.maximum(error.sum(1) / seen, 1e-9)))
+    light = _smooth(np.concatenate(lights).reshape(len(frames), 27))
+    return {"albedo": code, "illumination": light, "psnr": np.concatenate(psnr)}
 
 
 def _lights(colours, bands, visible, albedo, ridge: float = 1e-3) -> np.ndarray:

@@ -23,15 +23,16 @@ def clip():
         "browInnerUp_L": 0.3 * (1 + np.sin(2 * t)) / 2,
     }
     expression = morphable.expression_from_weights(model, weights)
-    rotvec = np.stack([0.05 * np.sin(t), 0.3 * np.sin(2 * t), 0.05 * np.cos(t)], -1)
-    translation = np.stack([2 * np.sin(t), 0 * t, 90 + 3 * np.cos(t)], -1)
+    rotvec = np.stack([0.05 * np.sin(t), 0.45 * np.sin(2 * t), 0.05 * np.cos(t)], -1)
+    translation = np.stack([2 * np.sin(t), 0 * t, 65 + 3 * np.cos(t)], -1)
     pose = cameras.head_pose(rotvec, translation)
     identity = 0.3 * rng.normal(size=100)
     light = np.zeros((9, 3))
     light[0], light[2] = 0.7, [-0.12, -0.1, -0.08]
-    camera = cameras.recorded(np.array([3.5, 3.5, 0.5, 0.5]))
+    camera = cameras.recorded(np.array([2.5, 2.5, 0.5, 0.5]))
     world = cameras.transform(pose, np.asarray(morphable.vertices(model, identity, expression)))
-    points = cameras.project(camera, world[:, np.asarray(model.landmarks68)])[0]
+    marked = np.concatenate([model.landmarks68, model.lips79])
+    points = cameras.project(camera, world[:, marked])[0]
     points = points + rng.normal(size=points.shape) * 0.5 / 256
     pictures = _pictures(model, world, camera, light)
     prior = np.zeros((FRAMES, 53))
@@ -40,7 +41,12 @@ def clip():
         prior[:, names.index(name)] = value
     return SimpleNamespace(
         model=model,
-        landmarks=SimpleNamespace(points68=points, found=np.ones(FRAMES, bool), blendshapes=prior),
+        landmarks=SimpleNamespace(
+            points68=points[:, :68],
+            lips79=points[:, 68:],
+            found=np.ones(FRAMES, bool),
+            blendshapes=prior,
+        ),
         rotation=pose[:, :3, :3],
         pictures=pictures,
         expression=expression,
@@ -61,16 +67,19 @@ def _pictures(model, world, camera, light):
     return np.clip(pictures, 0, 1)
 
 
-@pytest.fixture(scope="module")
-def fitted(clip):
+def track(clip, marks):
     return tracker.track(
         clip.model,
-        clip.landmarks,
+        marks,
         np.arange(40),
         lambda i: (clip.pictures[i] * 255).astype(np.uint8),
         lambda i: np.ones((len(i), SIZE, SIZE)),
-        steps=600,
     )
+
+
+@pytest.fixture(scope="module")
+def fitted(clip):
+    return track(clip, clip.landmarks)
 
 
 def openings(points):
@@ -96,11 +105,9 @@ def degrees_between(a, b):
     return np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
 
 
-def test_rotation_is_followed_to_a_degree_and_known_to_three(clip, fitted):
+def test_rotation_is_known_to_a_degree(clip, fitted):
     found = fitted["head_to_world"][:, :3, :3]
-    assert np.median(degrees_between(found, clip.rotation)) < 3.0  # identity hides the rest
-    turned = [r @ np.swapaxes(r[:1], 1, 2) for r in (found, clip.rotation)]
-    assert np.median(degrees_between(*turned)) < 1.0
+    assert np.median(degrees_between(found, clip.rotation)) < 1.0
 
 
 def test_fitted_light_and_albedo_paint_the_picture_again(clip, fitted):
@@ -128,15 +135,41 @@ def test_a_lost_frame_is_bridged_not_invented(clip):
     marks.points68 = marks.points68.copy()
     marks.found[20:23] = False
     marks.points68[20:23] = np.nan
+    assert np.isfinite(marks.lips79).all()  # what is there is not looked at
     fitted = tracker.track(
         clip.model,
         marks,
         np.arange(40),
         lambda i: (clip.pictures[i] * 255).astype(np.uint8),
         lambda i: np.ones((len(i), SIZE, SIZE)),
-        steps=100,
     )
     assert np.isnan(fitted["residual"][20:23]).all()
     assert all(np.isfinite(v).all() for k, v in fitted.items() if k != "residual")
     step = np.linalg.norm(np.diff(fitted["translation"], axis=0), axis=-1)
     assert step[19:23].max() < 3 * np.median(step) + 0.5
+
+
+def test_the_focal_length_of_a_turning_head_is_found(fitted):
+    assert fitted["focal_deviation"] < tracker.OBSERVABLE
+    assert abs(np.log(fitted["intrinsics"][0] / 2.5)) < 0.15
+
+
+def test_frames_with_wild_landmarks_are_not_trusted_and_bridged(clip, fitted):
+    marks = SimpleNamespace(**vars(clip.landmarks))
+    marks.points68, marks.lips79 = marks.points68.copy(), marks.lips79.copy()
+    wild = np.random.default_rng(3).uniform(0.2, 0.8, (3, 147, 2))
+    marks.points68[30:33], marks.lips79[30:33] = wild[:, :68], wild[:, 68:]
+    again = track(clip, marks)
+    assert not again["trusted"][30:33].any() and again["trusted"][:28].all()
+    away = degrees_between(again["head_to_world"][:, :3, :3], clip.rotation)
+    assert away[30:33].max() < 4.0
+
+
+def test_a_cut_is_not_smoothed_over(clip):
+    marks = SimpleNamespace(**vars(clip.landmarks))
+    moved = np.where(np.arange(FRAMES)[:, None, None] < 30, 0.0, [0.2, 0.0])
+    marks.points68, marks.lips79 = marks.points68 + moved, marks.lips79 + moved
+    marks.shot = (np.arange(FRAMES) >= 30).astype(np.int32)
+    across = track(clip, marks)["head_to_world"][:, 0, 3]
+    step = np.abs(np.diff(across))
+    assert step[29] > 5 * np.delete(step, 29).max()
