@@ -60,6 +60,9 @@ def get_config(paper: bool = False) -> ConfigDict:
     config.prior = dict(
         width=64,
         lip_wav=not paper,  # also learns to read LipNet's images, which are tamer than real ones
+        rendered=0 if paper else 2_000,  # heads with random codes that it also learns from
+        shift=0.0 if paper else 0.08,  # most that a crop is moved and resized by, of its side
+        roll=0.0 if paper else 8.0,  # degrees that a picture is rolled by at most
     )
     config.speech = dict(
         width=128,

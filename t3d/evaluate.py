@@ -157,8 +157,20 @@ def _plain_controls(run, dataset, frames, truth: np.ndarray, masks: np.ndarray) 
 
 
 def detector_of(dataset: SpeakerDataset) -> str:
-    """What looks for faces in rendered frames: MediaPipe where the dataset was made by it."""
-    return "mediapipe" if dataset.meta["detector"].startswith("mediapipe") else "encoder"
+    """What looks for faces in rendered frames: 'mediapipe' where the dataset was made by it and it
+    works here, else the run's own 'encoder'."""
+    made_by_it = dataset.meta["detector"].startswith("mediapipe")
+    return "mediapipe" if made_by_it and not measures.mediapipe_missing() else "encoder"
+
+
+def detector_note(dataset: SpeakerDataset) -> str:
+    """Why the encoder stands in for the detector that made the dataset; '' where it does not."""
+    if detector_of(dataset) == "mediapipe" or not dataset.meta["detector"].startswith("mediapipe"):
+        return ""
+    return (
+        "faces in the frames are found by the run's own encoder, those of the truth by MediaPipe: "
+        f"{measures.mediapipe_missing()}"
+    )
 
 
 def find_faces(run: Run, dataset: SpeakerDataset, frames: np.ndarray, images) -> Marks:
@@ -279,7 +291,7 @@ def measure(
             dataset was made of, to hold them against its other cameras.
 
     Raises:
-        UserError: the split has no frames; MediaPipe cannot be loaded where it is needed.
+        UserError: the split has no frames.
     """
     frames = dataset.frames(split)
     if not len(frames):
@@ -371,7 +383,8 @@ def about_of(run: Run, dataset: SpeakerDataset, split: str) -> dict[str, str | i
 def _setting(dataset: SpeakerDataset, truth: Truth, about: dict) -> Figures:
     """What the figures are about."""
     shown = action_units.au_accuracy(truth.marks.au, truth.marks.au)
-    return {
+    note = detector_note(dataset)
+    return ({"note/detector": note} if note else {}) | {
         "speaker": dataset.name,
         "split": about["split"],
         "frames": len(truth.frames),
@@ -491,6 +504,8 @@ def evaluate_command(args) -> None:
     if args.against:  # an error now, not after the rendering
         about = about_of(run, dataset, args.split)
         check_alike(about, dataset.frames(args.split), Path(args.against))
+    if note := detector_note(dataset):
+        print(note)
     found = measure(run, dataset, args.split, args.views)
     if args.against:
         differences = against(found, Path(args.against))

@@ -21,9 +21,10 @@ import numpy as np
 
 from t3d import judges
 from t3d import run as runs
-from t3d.data import landmarks, video
+from t3d.data import landmarks, quality, video
 from t3d.data.parts import write_atomically
 from t3d.data.pipeline import crop_faces
+from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.errors import UserError
 from t3d.judges import Judge
 from t3d.metrics import action_units, image, lips, motion, uncertainty
@@ -31,10 +32,12 @@ from t3d.metrics.action_units import ACTION_UNITS, RARE
 from t3d.metrics.uncertainty import Paired
 from t3d.peers import lpips
 from t3d.prior import basis
+from t3d.prior import encoder as encoders
 from t3d.prior.morphable import EXPRESSION_STD
 from t3d.run import Run
 
 LPIPS_BATCH = 8  # images that fit into memory at once
+MOUTH = slice(48, 68)  # of the 68 landmarks
 HIGHEST_PSNR = 100.0  # dB given to a frame that is better or equal to the truth's to the bit
 NO_FIGURE = "not available"
 
@@ -91,20 +94,93 @@ def by_mediapipe(images: np.ndarray) -> Marks:
     return Marks(seen.points68 * size / side, seen.lips79 * size / side, au)
 
 
+@cache
+def mediapipe_missing() -> str:
+    """Why MediaPipe cannot look for faces on this machine; '' where it can."""
+    try:
+        landmarks.detect([np.zeros((64, 64, 3), np.uint8)], video=False)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def by_encoder(run: Run, prior: str, boxes: np.ndarray, images: np.ndarray) -> Marks:
     """Reads the faces in a film uint8 [T, s, s, 3] with a run's own encoder.
 
     Args:
         prior: name of the 3DMM; boxes: [T, 3] of the faces.
+
+    Raises:
+        UserError: the prior's expressions have no names, so that no action units follow from them.
     """
+    names = basis.load(prior).expression_names
+    if not names:
+        raise UserError(
+            f"the expressions of {prior} have no names to tell action units by; run `t3d assets "
+            "fetch face_landmarker`, so that MediaPipe tells them"
+        )
     read = jax.jit(partial(run.talker.encoder.apply, run.params["prior"]))
     seen = runs.in_batches(lambda f: read(f.astype(jnp.float32) / 255), crop_faces(images, boxes))
-    corner = boxes[:, None, :2] - boxes[:, None, 2:] / 2
-    points = (corner + seen["points"] * boxes[:, None, 2:]) * images.shape[1]
-    names = basis.load(prior).expression_names
+    points = encoders.in_image(seen["points"], boxes) * images.shape[1]
     weights = np.clip(seen["expression"][:, : len(names)] * EXPRESSION_STD, 0, 1)
     au, _ = action_units.from_blendshapes(weights, names, points[:, :68])
     return Marks(points[:, :68], points[:, 68:], au)
+
+
+# ---- the encoder, beside the tracker that taught it
+
+
+def encoder_figures(run: Run, dataset: SpeakerDataset, split: str = "test") -> dict[str, float]:
+    """How well a run's encoder reads the mouths of a split's real frames.
+
+    All is held against the landmarks that the dataset's detector found. An error is the mean
+    distance of the twenty mouth landmarks in % of the outer eye distance, its mean over the frames.
+
+    Args:
+        run: with its prior stage; dataset: that it may or may not have learned from.
+
+    Returns:
+        frames; mouth_error of 'tracker/', of 'encoder/' (its codes and pose through the 3DMM) and
+        of 'points/' (its landmarks), mouth_r (of the mouth's opening) and mouth_gain (deviation of
+        the opening over the detected one's) of each; ratio of the latter two's errors to the
+        tracker's.
+    """
+    frames = dataset.frames(split)
+    frames = frames[dataset.track["found"][frames]]
+    true = dataset.track["points68"][frames]
+    tracked = quality.fitted_points(basis.load(dataset.meta["prior"]), dataset.track)[frames]
+    found = _mouth_figures("tracker", tracked, true)
+    for name, points in _read_points(run, dataset, frames).items():
+        found |= _mouth_figures(name, points, true)
+        found[f"{name}/ratio"] = found[f"{name}/mouth_error"] / found["tracker/mouth_error"]
+    return {"frames": len(frames), **found}
+
+
+def _read_points(run: Run, dataset: SpeakerDataset, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """The 68 landmarks [N, 68, 2] of real frames, fractions of the image, in two ways."""
+    marks = encoders.marks_basis(basis.load(dataset.meta["prior"]))
+    intrinsics = dataset.track["intrinsics"]
+
+    @jax.jit
+    def read(faces: jax.Array, boxes: jax.Array) -> dict[str, jax.Array]:
+        codes = run.talker.encoder.apply(run.params["prior"], faces.astype(jnp.float32) / 255)
+        cameras = jnp.broadcast_to(intrinsics, (len(faces), 4))
+        seen = {"encoder": encoders.seen_marks(marks, codes, cameras, boxes)}
+        seen |= {"points": codes["points"]}
+        return {name: encoders.in_image(points[:, :68], boxes) for name, points in seen.items()}
+
+    faces = np.stack([dataset.picture(f, "face") for f in frames])
+    return runs.in_batches(read, faces, dataset.track["face_box"][frames])
+
+
+def _mouth_figures(name: str, points: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    off = np.linalg.norm(points - true, axis=-1)[:, MOUTH].mean(-1) / lips.eye_distance(true)
+    openings = lips.mouth_opening(points), lips.mouth_opening(true)
+    return {
+        f"{name}/mouth_error": float(100 * off.mean()),
+        f"{name}/mouth_r": lips.pearson(*openings),
+        f"{name}/mouth_gain": float(openings[0].std() / openings[1].std()),
+    }
 
 
 # ---- series

@@ -180,6 +180,12 @@ def field_shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
         "points68": (68, 2),
         "points_face": (147, 2),
         "identity_points_face": (147, 2),
+        **dict.fromkeys(("face_box", "rendered_face_box"), (3,)),
+        "rendered_identity": (100,),
+        "rendered_albedo": (100,),
+        "rendered_expression": (79,),
+        "rendered_illumination": (27,),
+        "rendered_head_to_world": (4, 4),
         "illumination": (27,),
         "intrinsics": (4,),
         "head_to_world": (4, 4),
@@ -197,6 +203,7 @@ def field_shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
         "novel_active": ((novel,), jnp.bool_),
         "has_render": ((), jnp.bool_),
         "render": ((size, size, 3), jnp.uint8),
+        "rendered_face": (face, jnp.uint8),
         "row": ((), jnp.int32),
     }
 
@@ -220,7 +227,7 @@ def stages_of(config: ConfigDict, rows: int) -> dict[str, trainer.Stage]:
     """
     talker = talkers.build(config, rows, config.nerf.rays**2)
     units = len(config.au.units)
-    facts = stages.Facts(np.full(units, 0.3, np.float32), np.zeros((79, 79 * 3), np.float32))
+    facts = stages.Facts(np.full(units, 0.3, np.float32), np.zeros((180, 147 * 3), np.float32))
     return stages.make_stages(config, talker, facts)
 
 

@@ -31,13 +31,15 @@ from t3d import config as configs
 from t3d import talker as talkers
 from t3d.camera import Camera
 from t3d.codes import HeadCodes
+from t3d.data import framing
 from t3d.data.parts import fingerprint, write_atomically
 from t3d.data.pipeline import Source, centred_start, to_face, window_starts
-from t3d.data.speaker_dataset import SpeakerDataset, runs_of
+from t3d.data.speaker_dataset import FACE_SIZE, SpeakerDataset, runs_of
 from t3d.errors import UserError
 from t3d.nerf.head import View, capacity_of
 from t3d.nerf.rays import Guide
-from t3d.prior import basis, morphable, shell
+from t3d.prior import basis, heads, morphable, shell
+from t3d.prior import encoder as encoders
 from t3d.prior.shell import Shell
 from t3d.speech import lipnet
 from t3d.speech.features import mel_window
@@ -537,9 +539,8 @@ class Learner:
     @cached_property
     def facts(self) -> stages.Facts:
         shown = [d.track["au"][d.frames("train")] for d in self.datasets]
-        model = basis.load(self.speakers[0].prior)
-        lips = morphable.restrict(model, model.lips79).expression_basis
-        return stages.Facts(np.concatenate(shown).mean(0), np.asarray(lips).reshape(len(lips), -1))
+        marks = encoders.marks_basis(basis.load(self.speakers[0].prior))
+        return stages.Facts(np.concatenate(shown).mean(0), marks)
 
     def _frames(self, dataset: SpeakerDataset, splits=("train", "validation")) -> np.ndarray:
         return np.concatenate([dataset.frames(split) for split in splits])
@@ -554,6 +555,11 @@ class Learner:
         nerf, space = self.config.nerf, self.config.space
         if name in ("lip", "prior"):
             self._need("identity_points_face", _identity_points)
+        if name == "prior" and self.config.prior.rendered:
+            what = [self.config.seed, self.config.prior.rendered, len(self.datasets)]
+            self._keep(stages.RENDERED, [], what, self._rendered)
+            for field in stages.RENDERED:
+                self.arrays[field] = [_Cycle(values) for values in self.arrays[field]]
         if name in ("speech", "nerf", "space"):
             self._keep(["lip_codes"], ["lip", "prior"], [], partial(self._lip_codes, frozen))
         if name == "nerf":
@@ -630,6 +636,21 @@ class Learner:
         faces = np.stack([dataset.picture(f, "face") for f in frames]).astype(np.float32) / 255
         codes = in_batches(read, faces, points[frames])
         return {"oracle_codes": self._spread(dataset, frames, codes)}
+
+    def _rendered(self, dataset: SpeakerDataset, speaker: Speaker) -> Arrays:
+        """Heads with random codes, about the speaker's and what was seen in training."""
+        self.log("prior: drawing heads with random codes")
+        count = -(-self.config.prior.rendered // len(self.datasets))
+        rng = np.random.default_rng([self.config.seed, speaker.row])
+        model, frames = basis.load(speaker.prior), dataset.frames("train")
+        seen = {name: dataset.track[name] for name in heads.CODES}
+        for name in ("expression", "illumination", "head_to_world"):
+            seen[name] = seen[name][frames]
+        codes = heads.draw_codes(model, seen, count, rng)
+        boxes = _boxes_of_heads(model, codes, speaker.intrinsics)
+        faces = heads.draw_heads(model, codes, speaker.intrinsics, boxes, FACE_SIZE, rng)
+        arrays = {"face": faces, "face_box": boxes, **codes}
+        return {f"rendered_{name}": values for name, values in arrays.items()}
 
     def _guides(self, dataset: SpeakerDataset, speaker: Speaker) -> Arrays:
         """Shells of the recorded views and of one random view of each frame."""
@@ -716,6 +737,25 @@ def check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:
                     f"{workdir}: its finished stages had {name}={old.get(key)}, not "
                     f"{new.get(key)}; {remedy}"
                 )
+
+
+class _Cycle:
+    """Values [N, …] for frames of any number: after the last comes the first."""
+
+    def __init__(self, values: np.ndarray):
+        self._values = values
+
+    def __getitem__(self, frame: int) -> np.ndarray:
+        return self._values[frame % len(self._values)]
+
+
+def _boxes_of_heads(model, codes: Arrays, intrinsics: np.ndarray) -> np.ndarray:
+    """Face crops [N, 3] of heads, cut as those of a clip: they say nothing about the mouth."""
+    small = morphable.restrict(model, model.landmarks68)
+    calm = morphable.vertices(small, codes["identity"], np.zeros_like(codes["expression"]))
+    world = cameras.transform(codes["head_to_world"], calm)
+    points, _ = cameras.project(cameras.recorded(intrinsics), world)
+    return np.concatenate([framing.face_boxes(one[None]) for one in points])
 
 
 def _face_points(dataset: SpeakerDataset) -> np.ndarray:

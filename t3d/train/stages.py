@@ -19,6 +19,7 @@ from t3d.camera import Camera, recorded
 from t3d.nerf.head import Head, View
 from t3d.nerf.rays import Guide
 from t3d.prior import encoder as encoders
+from t3d.prior.heads import CODES
 from t3d.space import action_units, standardize
 from t3d.speech import lipnet, syncnet
 from t3d.speech.disentangle import expression_loss
@@ -28,7 +29,11 @@ from t3d.train.trainer import Batch, Frozen, Params, Stage
 GUIDE = ("guide_near", "guide_far", "guide_offset", "guide_active")
 NOVEL = ("novel_camera", "novel_near", "novel_far", "novel_offset", "novel_active")
 NOVEL += ("novel_depth",)
+RENDERED = ("rendered_face", "rendered_face_box", *(f"rendered_{name}" for name in CODES))
+KNOWN = ("face_box", "intrinsics", *CODES)  # of a face, real or rendered
 EMPTY_WEIGHT = 0.2  # of a random view's rays that pass the bare surface: hair may be there
+LATE_MOVES = 0.85  # share of the crops' movement that is gone at the end of the training
+RENDERED_WEIGHT = 0.1  # of heads that look less like the speaker than the speaker does
 LIP_EXPRESSION_SCALE = 5.0  # brings lip vertices (cm) to the size of coefficients in σ
 
 
@@ -38,11 +43,16 @@ class Facts:
 
     Attributes:
         au_prevalence: [n_au] share of training frames that show each AU (the r_i of Eq. 7).
-        lip_basis: [79, 79 · 3] what each expression vector does to the lips' vertices (cm).
+        marks: [180, 147 · 3] what the codes do to the 3DMM's landmarks (encoder.marks_basis).
     """
 
     au_prevalence: np.ndarray
-    lip_basis: np.ndarray
+    marks: np.ndarray
+
+    @property
+    def lip_basis(self) -> np.ndarray:
+        """[79, 79 · 3] what each expression vector does to the lips' vertices (cm)."""
+        return self.marks[-79:, 68 * 3 :]
 
 
 def make_stages(config: Any, talker: Talker, facts: Facts) -> dict[str, Stage]:
@@ -149,35 +159,110 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
 
 
 def _prior(config: Any, talker: Talker, facts: Facts) -> Stage:
-    """The 3DMM encoder, on the tracker's fits of real crops, swapped mouths and Lip-wav images."""
+    """The 3DMM encoder, on the tracker's fits of real crops, on swapped mouths and Lip-wav images,
+    and on rendered heads whose codes are known."""
+    settings = config.prior
 
     def init(key, batch):
         return talker.encoder.init(key, batch["face"])
 
-    def loss(params, frozen, batch, key, step):
-        keys = jax.random.split(key, 4)
-        identity, n = batch["identity_face"], len(batch["face"])
-        given = [batch["face"], lipnet.oracle_lip_image(identity, _aligned_face(batch))]
-        if config.prior.lip_wav:
-            mel = lipnet.augment_mel(keys[2], batch["mel"])
-            given.append(
-                talker.lip.apply(frozen["lip"], mel, identity, False, rngs={"dropout": keys[3]})
-            )
-        faces = augment_faces_alone(keys[0], jnp.concatenate(given))
-        prediction = talker.encoder.apply(params, faces, False, rngs={"dropout": keys[1]})
-        target = {name: batch[name] for name in ("expression", "identity", "albedo")}
-        target["illumination"] = batch["illumination"]
-        target["pose"] = encoders.pose_vector(batch["head_to_world"])
-        target["points"] = batch["points_face"]
-        real, errors = encoders.encoder_loss(jax.tree.map(lambda x: x[:n], prediction), target)
-        # On a swapped or drawn mouth only what the mouth shows is asked for: the lips' vertices.
-        moved = prediction["expression"] - jnp.concatenate([batch["expression"]] * len(given))
-        lips = jnp.mean((LIP_EXPRESSION_SCALE * (moved @ facts.lip_basis)) ** 2)
-        return real + lips, errors | {"lips": lips}
+    def lip_faces(frozen, batch, key):
+        """The batch's mouths in I_id: half of them swapped, half as LipNet draws them."""
+        half = len(batch["face"]) // 2 if settings.lip_wav else len(batch["face"])
+        first, rest = (_rows(batch, part) for part in _parts(half))
+        swapped = lipnet.oracle_lip_image(first["identity_face"], _aligned_face(first))
+        if not settings.lip_wav:
+            return swapped
+        keys = jax.random.split(key)
+        mel, identity = lipnet.augment_mel(keys[0], rest["mel"]), rest["identity_face"]
+        dropout = {"dropout": keys[1]}
+        drawn = talker.lip.apply(frozen["lip"], mel, identity, False, rngs=dropout)
+        return jnp.concatenate([swapped, drawn])
 
-    fields = ("face", "identity_face", "points_face", "identity_points_face", "expression")
-    fields += ("identity", "albedo", "illumination", "head_to_world", "mel")
+    def compare(said, codes, boxes, **more):
+        """What the encoder says of faces in crops of `boxes`, against codes that are known."""
+        intrinsics = codes["intrinsics"]
+        pose = encoders.pose_vector(codes["head_to_world"], intrinsics, boxes)
+        known = {name: codes[name] for name in encoders.CODES} | {"pose": pose}
+        said, known = (
+            one | {"marks": encoders.seen_marks(facts.marks, one, intrinsics, boxes)}
+            for one in (said, known)
+        )
+        return encoders.encoder_loss(said, known | more)
+
+    def loss(params, frozen, batch, key, step):
+        keys = jax.random.split(key, 5)
+        n = len(batch["face"])
+        faces = [batch["face"], lip_faces(frozen, batch, keys[0])]
+        heads = [batch, batch]
+        if settings.rendered:
+            heads.append(_some_rendered(batch))
+            faces.append(heads[-1]["face"])
+        heads = {name: jnp.concatenate([h[name] for h in heads]) for name in KNOWN}
+        # Less and less; LipNet's images always lie as I_id does.
+        much = 1 - LATE_MOVES * jnp.minimum(step / config.stages.prior.steps, 1)
+        much = jnp.full(len(heads["face_box"]), much).at[n : 2 * n].set(0.0)
+        moved, angle = move_boxes(keys[1], heads, settings.shift * much, settings.roll * much)
+        faces = encoders.recrop(jnp.concatenate(faces), heads, moved, angle)
+        faces = augment_faces_alone(keys[2], faces)
+        said = talker.encoder.apply(params, faces, False, rngs={"dropout": keys[3]})
+
+        rolled = heads | {"head_to_world": encoders.roll_heads(heads["head_to_world"], angle)}
+        real, _, drawn = (_rows((said, rolled, moved), part) for part in _parts(n, 2 * n))
+        points = encoders.in_image(batch["points_face"], batch["face_box"])
+        points = encoders.roll_points(points, angle[:n], batch["intrinsics"])
+        total, errors = compare(*real, points=encoders.in_crop(points, moved[:n]))
+        if settings.rendered:
+            more, drawn_errors = compare(*drawn)
+            total += RENDERED_WEIGHT * more
+            errors |= {f"rendered_{name}": error for name, error in drawn_errors.items()}
+        # On a swapped or drawn mouth only what the mouth shows is asked for: the lips' vertices.
+        off = (said["expression"] - heads["expression"])[: 2 * n]
+        lips = jnp.mean((LIP_EXPRESSION_SCALE * (off @ facts.lip_basis)) ** 2)
+        return total + lips, errors | {"lips": lips}
+
+    fields = ("face", "face_box", "identity_face", "points_face", "identity_points_face", "mel")
+    fields += ("expression", "identity", "albedo", "illumination", "head_to_world", "intrinsics")
+    fields += RENDERED if settings.rendered else ()
     return Stage("prior", fields, init, loss, config.stages.prior, select="best")
+
+
+def _parts(*borders: int) -> list[slice]:
+    """A batch's rows cut at some of them."""
+    edges = (0, *borders, None)
+    return [slice(first, end) for first, end in zip(edges, edges[1:])]
+
+
+def _rows(tree: Any, part: slice) -> Any:
+    return jax.tree.map(lambda leaf: leaf[part], tree)
+
+
+def _some_rendered(batch: Batch) -> Batch:
+    """A third of the batch's rendered heads: more would be at the real faces' expense."""
+    few = max(1, len(batch["face"]) // 3)
+    some = {name.removeprefix("rendered_"): batch[name][:few] for name in RENDERED}
+    some["face"] = some["face"].astype(jnp.float32) / 255
+    return some | {"intrinsics": batch["intrinsics"][:few]}
+
+
+def move_boxes(
+    key: jax.Array, heads: Batch, shift: jax.Array, roll: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Other crops of faces, and angles by which the images that they are cut from are rolled.
+
+    Args:
+        heads: face_box [B, 3] and intrinsics [B, 4].
+        shift: [B] most that a crop is moved and resized by, of its side; roll: [B] degrees.
+
+    Returns:
+        Boxes [B, 3] in the rolled images, and angles [B] in radians.
+    """
+    boxes, intrinsics = heads["face_box"], heads["intrinsics"]
+    by = jax.random.uniform(key, (len(boxes), 4), minval=-1.0)
+    angle = jnp.radians(roll) * by[:, 0]
+    centre = encoders.roll_points(boxes[:, None, :2], angle, intrinsics)[:, 0]
+    share = shift[:, None] * by[:, 1:]
+    return jnp.concatenate([centre, boxes[:, 2:]], 1) + share * boxes[:, 2:], angle
 
 
 def augment_faces_alone(key: jax.Array, faces: jax.Array) -> jax.Array:

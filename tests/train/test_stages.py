@@ -7,6 +7,8 @@ import pytest
 
 from t3d import talker as talkers
 from t3d.config import load_config
+from t3d.prior import basis
+from t3d.prior import encoder as encoders
 from t3d.train import stages
 
 BATCH, RAYS, SIZE = 2, 16, 32
@@ -15,7 +17,7 @@ BATCH, RAYS, SIZE = 2, 16, 32
 def made(*overrides):
     config = load_config("tiny", list(overrides))
     talker = talkers.build(config, frames=4, capacity=RAYS**2)
-    return config, talker, stages.Facts(np.full(5, 0.3), np.zeros((79, 79 * 3)))
+    return config, talker, stages.Facts(np.full(5, 0.3), np.zeros((180, 147 * 3)))
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,57 @@ def test_the_papers_photometric_loss_is_the_mean_squared_error_of_equation_6(bat
     image = talker.head.apply(params, codes, stages.view_of(batch), batch["row"], keys[1]).image
     expected = np.mean((np.asarray(image) - np.asarray(batch["image"])) ** 2)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def faces(batch):
+    """What the prior stage gets: two faces, and heads with codes beside them."""
+    rng = np.random.default_rng(1)
+    box = np.tile(np.float32([0.5, 0.5, 0.6]), (BATCH, 1))
+    points = rng.uniform(0.2, 0.8, (BATCH, 147, 2)).astype(np.float32)
+    image = rng.random((BATCH, 96, 96, 3)).astype(np.float32)
+    given = batch | {"face": image, "identity_face": image[::-1], "face_box": box}
+    given |= {"points_face": points, "identity_points_face": points}
+    heads = {f"rendered_{name}": given[name] for name in stages.KNOWN if name != "intrinsics"}
+    return given | heads | {"rendered_face": (255 * image).astype(np.uint8)}
+
+
+def prior_loss(faces, *overrides):
+    config, talker, facts = made(*overrides)
+    facts = stages.Facts(facts.au_prevalence, encoders.marks_basis(basis.load("procedural")))
+    stage = stages.make_stages(config, talker, facts)["prior"]
+    key = jax.random.key(0)
+    frozen = {"lip": talker.lip.init(key, faces["mel"], faces["identity_face"])}
+    given = {name: faces[name] for name in stage.fields}
+    params = stage.init(key, given)
+    return jax.jit(stage.loss)(params, frozen, given, key, 0)
+
+
+def test_the_encoders_loss_is_that_of_its_parts_and_a_little_of_rendered_heads(faces):
+    total, parts = prior_loss(faces)
+    names = ("expression", "identity", "albedo", "illumination", "pose", "marks")
+    expected = sum(encoders.WEIGHTS[name] * parts[name] for name in (*names, "points"))
+    expected += parts["lips"]
+    heads = sum(encoders.WEIGHTS[name] * parts[f"rendered_{name}"] for name in names)
+    np.testing.assert_allclose(total, expected + stages.RENDERED_WEIGHT * heads, rtol=1e-5)
+    assert "rendered_points" not in parts  # the detector's landmarks are not quite the model's
+
+
+def test_without_rendered_heads_the_encoder_wants_none(faces):
+    real = {name: value for name, value in faces.items() if not name.startswith("rendered_")}
+    total, parts = prior_loss(real, "prior.rendered=0")
+    assert np.isfinite(total) and not any(name.startswith("rendered_") for name in parts)
+
+
+def test_crops_move_by_their_share_at_most_and_not_at_all_without_one(faces):
+    count = 200
+    heads = {name: jnp.tile(faces[name][:1], (count, 1)) for name in ("face_box", "intrinsics")}
+    shift = jnp.where(jnp.arange(count) < 100, 0.1, 0.0)
+    boxes, angle = stages.move_boxes(jax.random.key(0), heads, shift, 100 * shift)
+    by = np.abs(np.asarray(boxes - heads["face_box"])) / 0.6
+    assert by[100:].max() == 0 and np.abs(angle[100:]).max() == 0
+    assert 0.09 < by[:100].max() <= 0.1 + 1e-6
+    assert np.radians(9) < np.abs(angle).max() <= np.radians(10)
 
 
 def test_feature_weights_have_mean_one_and_peak_at_the_mouth(batch):
