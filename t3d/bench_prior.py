@@ -13,7 +13,15 @@ from t3d.prior import morphable, tracker
 
 PRIORS = ("ict", "procedural")
 SWINGS = (25.0, 0.0)  # degrees of yaw
-FIT = ("tracked", "reprojection", "mouth_r", "mouth_rmse", "psnr")  # of `quality.fit_quality`
+FIT = (
+    "tracked",
+    "reprojection",
+    "mouth_r",
+    "mouth_rmse",
+    "psnr",
+    "focal",
+    "jitter",
+)  # of `quality.fit_quality`
 
 
 def bench_prior(datasets: list[SpeakerDataset]) -> dict[str, float]:

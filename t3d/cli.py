@@ -151,11 +151,15 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         "prepare",
         "make a dataset of a video of one person speaking",
         _later("t3d.data.prepare", "prepare_command"),
-        ["out"],
+        ["out", "json"],
     )
     sub.add_argument("video", help="a video, or a folder made by t3d synthesize")
-    sub.add_argument("--out", required=True, metavar="DIR", help="the dataset's folder")
-    sub.add_argument("--prior", help="3D head model: ict (default) or procedural")
+    sub.add_argument("--out", metavar="DIR", help="the dataset's folder")
+    sub.add_argument(
+        "--report", action="store_true", help="say how good the video is, and make nothing"
+    )
+    sub.add_argument("--json", metavar="FILE", help="write the figures of the video there")
+    sub.add_argument("--prior", help="3D head model: ict (default), procedural, bfm09 or bfm17")
     sub.add_argument("--size", type=_size, default=256, help="side of the images in pixels (256)")
     sub.add_argument(
         "--fold", type=int, metavar="K", help="part 0 to 4 to test on, of a clip under 30 s (0)"
@@ -323,13 +327,15 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
 
     sub = command(
         "bench",
-        "measure on this machine: does the input keep up, what a population and the caches save",
+        "measure on this machine: the input, what a population and the caches save, the tracker",
         _later("t3d.bench", "bench_command"),
         ["json"],
     )
-    sub.add_argument("what", choices=("data", "population", "startup"))
+    sub.add_argument("what", choices=("data", "population", "startup", "prior"))
     sub.add_argument("--config", default="preview", help="name of a config, or its file (preview)")
-    sub.add_argument("--data", required=True, metavar="DIR[,DIR…]", help="prepared datasets")
+    sub.add_argument(
+        "--data", metavar="DIR[,DIR…]", help="prepared datasets (prior: also without any)"
+    )
     sub.add_argument("--stage", help="of the training (data: all, else: nerf)")
     sub.add_argument("--members", type=int, default=8, help="of the population (8)")
     sub.add_argument("--plan", metavar="FILE", help="of t3d plan --json: the workers that it needs")
@@ -370,6 +376,19 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     add = actions.add_parser("import", help="take a file you have", parents=[debug])
     add.add_argument("name", metavar="NAME")
     add.add_argument("file", metavar="FILE")
+
+    sub = command(
+        "prior", "look at a 3D head model", _later("t3d.prior_sheet", "show_command"), ["out"]
+    )
+    actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="draw what its codes do, as one PNG", parents=[debug])
+    show.add_argument("model", metavar="MODEL", help="procedural, ict, bfm09 or bfm17")
+    show.add_argument("--out", required=True, metavar="FILE", help="the PNG to write")
+    show.add_argument(
+        "--coefficients",
+        metavar="NAME=VALUE,…",
+        help="also draw this head: jawOpen=0.7 (weight), identity0=-2, albedo3=1 (σ)",
+    )
     return top, by_name
 
 

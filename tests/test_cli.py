@@ -154,7 +154,8 @@ def test_no_write_permission(run, tmp_path):
         (["synthesize", "--out", "x", "--size", "abc"], ["--size"]),
         (["assets", "ftech"], ["did you mean fetch?"]),
         (["evaluate", "--workdir", "x", "--config.size=3"], ["--config.size=3"]),
-        (["prepare"], ["--out"]),
+        (["prepare"], ["video"]),
+        (["prepare", "x"], ["--out", "--report"]),
         ([], ["COMMAND"]),
     ],
 )

@@ -14,17 +14,33 @@ FACE_SIDE = 1.25
 SMOOTH = 3.0  # frames, deviation of the Gaussian that smooths the face crop's centre
 
 
-def bridge(values: np.ndarray, found: np.ndarray) -> np.ndarray:
+def bridge(values: np.ndarray, found: np.ndarray, shot: np.ndarray | None = None) -> np.ndarray:
     """Fills frames [T, …] without a detection by interpolation between their neighbours.
 
     Args:
         values: [T, …], NaN allowed where not found.
         found: [T] bool, at least one.
+        shot: [T] the shot of each frame: nothing is taken from beyond a cut, but for a shot in
+            which nothing was found, which gets the nearest frame's. None: one shot.
     """
     index = np.arange(len(values))
     flat = values.reshape(len(values), -1)
-    filled = [np.interp(index, index[found], column[found]) for column in flat.T]
-    return np.stack(filled, -1).reshape(values.shape).astype(np.float32)
+    shot = np.zeros(len(values)) if shot is None else shot
+    filled = flat[nearest(found)].astype(np.float32)
+    for one in np.unique(shot[found]):
+        here = shot == one
+        known = here & found
+        columns = [np.interp(index[here], index[known], column[known]) for column in flat.T]
+        filled[here] = np.stack(columns, -1)
+    return filled.reshape(values.shape)
+
+
+def nearest(found: np.ndarray) -> np.ndarray:
+    """The found frame that is nearest to each frame [T], of found [T] bool, at least one."""
+    index, known = np.arange(len(found)), np.flatnonzero(found)
+    after = np.searchsorted(known, index).clip(max=len(known) - 1)
+    before = (after - 1).clip(min=0)
+    return known[np.where(known[after] - index < index - known[before], after, before)]
 
 
 def face_height(points68: np.ndarray) -> np.ndarray:
@@ -63,7 +79,7 @@ def _inside(centre: float, side: float, length: int) -> float:
     return float(np.clip(centre, side / 2, length - side / 2))
 
 
-def face_boxes(points68: np.ndarray) -> np.ndarray:
+def face_boxes(points68: np.ndarray, shot: np.ndarray | None = None) -> np.ndarray:
     """The face crop of every frame, brows to just below the chin.
 
     Its side is fixed and its centre follows the eyes alone, smoothly, so that the crop says nothing
@@ -71,6 +87,7 @@ def face_boxes(points68: np.ndarray) -> np.ndarray:
 
     Args:
         points68: [T, 68, 2] fractions of the image side, without gaps.
+        shot: [T] the shot of each frame, within which the centre is smooth; None: one shot.
 
     Returns:
         [T, 3] = (cx, cy, side), fractions of the image side.
@@ -79,7 +96,9 @@ def face_boxes(points68: np.ndarray) -> np.ndarray:
     middle_y = points68[:, CHIN, 1] - face_height(points68) / 2
     middle_x = (points68[:, 0, 0] + points68[:, 16, 0]) / 2
     offset = np.median(np.stack([middle_x, middle_y], -1) - anchor, axis=0)
-    centre = gaussian_filter1d(anchor + offset, SMOOTH, axis=0, mode="nearest")
+    centre = anchor + offset
+    for one in [slice(None)] if shot is None else [shot == k for k in np.unique(shot)]:
+        centre[one] = gaussian_filter1d(centre[one], SMOOTH, axis=0, mode="nearest")
     side = np.full((len(points68), 1), FACE_SIDE * np.median(face_height(points68)))
     return np.concatenate([centre, side], 1).astype(np.float32)
 

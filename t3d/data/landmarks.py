@@ -1,6 +1,6 @@
 """Faces in pictures: 68 + 79 landmarks and blendshape weights, by MediaPipe's FaceLandmarker."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,8 +90,14 @@ BLENDSHAPES = {
 
 DETECTOR = "mediapipe-face-landmarker"
 _LOOK_AROUND = 25  # frames between two searches of the whole picture for other faces
+_IN_COMPANY = 5  # the same while another face was seen in the last 50 frames
 _MOST_FACES = 4
 _LARGER = 1.3  # how much larger another face must be to be followed instead
+
+
+_KEPT = np.array(MEDIAPIPE_68 + LIPS79)
+_NO_POINTS = np.full((len(_KEPT), 2), np.nan, np.float32)
+_NO_WEIGHTS = np.full(len(BLENDSHAPES), np.nan, np.float32)
 
 
 @dataclass(frozen=True)
@@ -125,24 +131,31 @@ class _Face:
         return float(np.ptp(self.points, axis=0).max())
 
 
-def detect(frames: Iterable, fps: int = 25, video: bool = True) -> Landmarks:
+def detect(
+    frames: Iterable,
+    fps: int = 25,
+    video: bool = True,
+    watch: Callable[[np.ndarray, np.ndarray | None], None] | None = None,
+) -> Landmarks:
     """Finds the face of the speaker, the larger one where there are several.
 
     frames: uint8 [H, W, 3] RGB, T of them. video=True: consecutive frames at `fps`, one face is
-    followed and its points are smoothed in time; video=False: each frame on its own. About 11 ms a
-    frame. Raises UserError when the model file or MediaPipe's system libraries are missing.
+    followed and its points are smoothed in time; video=False: each frame on its own; watch: called
+    with each frame and its points68 [68, 2] (None without a face). About 11 ms a frame. Raises
+    UserError when the model file or MediaPipe's system libraries are missing.
     """
-    faces, several = [], []
-    for face, crowd in _follow(frames, fps) if video else _search_each(frames):
-        faces.append(face)
+    points, weights, several = [], [], []
+    for frame, face, crowd in _follow(frames, fps) if video else _search_each(frames):
+        points.append(_NO_POINTS if face is None else face.points[_KEPT].astype(np.float32))
+        weights.append(_NO_WEIGHTS if face is None else face.weights.astype(np.float32))
         several += [] if crowd is None else [crowd]
-    found = np.array([face is not None for face in faces], bool)
-    points = np.full((len(faces), 478, 2), np.nan, np.float32)
-    weights = np.full((len(faces), len(BLENDSHAPES)), np.nan, np.float32)
-    for index in np.flatnonzero(found):
-        points[index], weights[index] = faces[index].points, faces[index].weights
+        if watch:
+            watch(frame, None if face is None else points[-1][:68])
+    points = np.array(points, np.float32).reshape(-1, len(_KEPT), 2)
+    weights = np.array(weights, np.float32).reshape(-1, len(BLENDSHAPES))
+    found = np.isfinite(points).all((1, 2))
     others = float(np.mean(several)) if several else 0.0
-    return Landmarks(found, points[:, MEDIAPIPE_68], points[:, LIPS79], weights, others)
+    return Landmarks(found, points[:, :68], points[:, 68:], weights, others)
 
 
 def _open(mode: str, most: int):
@@ -150,30 +163,32 @@ def _open(mode: str, most: int):
     return open_task("FaceLandmarker", model, mode, num_faces=most, output_face_blendshapes=True)
 
 
-def _search_each(frames: Iterable) -> Iterator[tuple[_Face | None, bool]]:
+def _search_each(frames: Iterable) -> Iterator[tuple[np.ndarray, _Face | None, bool]]:
     with _open("IMAGE", _MOST_FACES) as finder:
         for frame in frames:
             faces = _faces(finder.detect(to_image(frame)), frame)
-            yield max(faces, key=lambda f: f.size, default=None), len(faces) > 1
+            yield frame, max(faces, key=lambda f: f.size, default=None), len(faces) > 1
 
 
-def _follow(frames: Iterable, fps: int) -> Iterator[tuple[_Face | None, bool | None]]:
-    """The followed face of each frame, and whether there are others (None: not searched)."""
-    tracker, face = _open("VIDEO", 1), None
+def _follow(frames: Iterable, fps: int) -> Iterator[tuple[np.ndarray, _Face | None, bool | None]]:
+    """Each frame, its followed face, and whether there are others (None: not searched)."""
+    tracker, face, company = _open("VIDEO", 1), None, -50
     try:
         with _open("IMAGE", _MOST_FACES) as finder:
             for index, frame in enumerate(frames):
                 crowd, seen = None, frame
-                if index % _LOOK_AROUND == 0 or face is None:
+                every = _IN_COMPANY if index - company < 50 else _LOOK_AROUND
+                if index % every == 0 or face is None:
                     faces = _faces(finder.detect(to_image(frame)), frame)
                     crowd = len(faces) > 1
+                    company = index if crowd else company
                     larger = _better(faces, face) if crowd else None
                     if larger is not None:
                         tracker.close()
                         tracker, seen = _open("VIDEO", 1), _only(frame, larger)
                 result = tracker.detect_for_video(to_image(seen), round(index * 1000 / fps))
                 face = next(iter(_faces(result, frame)), None)
-                yield face, crowd
+                yield frame, face, crowd if index % _LOOK_AROUND == 0 else None
     finally:
         tracker.close()
 

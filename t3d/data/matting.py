@@ -1,5 +1,7 @@
 """Cutting the head out: person by DeepLab and GrabCut, then the neck and torso by the jaw line."""
 
+import functools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -8,8 +10,9 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from t3d import assets
-from t3d.data import video
+from t3d.data import framing, video
 from t3d.data.mediapipe_tasks import open_task, to_image
+from t3d.data.threads import in_order
 
 _SIDE = 256  # pixels; where persons are segmented
 _PERSON = 15  # of DeepLab's 21 classes (PASCAL VOC)
@@ -20,44 +23,37 @@ _SLACK = 10  # pixels of 256 that GrabCut may move DeepLab's border by
 _OUTSIDE = 0.02  # the cut runs this far outside the jaw line, in face heights
 
 
-def head_masks(frames: Iterable, points68, every: int = 5) -> Iterator[np.ndarray]:
-    """The head's mask in each consecutive frame: `head_mask` of `person_masks`.
-
-    frames: uint8 [H, W, 3] RGB; points68: [T, 68, 2] pixels, NaN where no face was found (there the
-    nearest found frame's are used). Yields float32 [H, W] in [0, 1]. Raises UserError as
-    `person_masks` does.
-    """
-    points68 = _filled(np.asarray(points68, np.float32))
-    for person, points in zip(person_masks(frames, points68, every), points68, strict=True):
-        yield head_mask(person, points)
-
-
-def person_masks(frames: Iterable, points68, every: int = 5) -> Iterator[np.ndarray]:
-    """Where the speaker is in each of T consecutive frames, hair included.
+def head_masks(
+    frames: Iterable, points68, every: int = 5, shot: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """The head's mask in each of T consecutive frames, hair included: `head_mask` of the person.
 
     Every `every`th frame is segmented by DeepLab v3, refined by GrabCut (Rother et al. 2004) and
     cleared of what its two segmented neighbours deny; a frame between blends its neighbours' masks,
-    carried to it by optical flow (DIS, Kroeger et al. 2016). About 40 ms of one core a frame.
+    carried to it by optical flow (DIS, Kroeger et al. 2016). Nothing is carried across a cut, nor
+    between frames with a face and frames without. About 15 to 25 ms of a core a frame.
 
-    frames: uint8 [H, W, 3] RGB; points68: [T, 68, 2] pixels, NaN where no face was found. Yields
-    float32 [H, W] in [0, 1]. Raises UserError when the model file or MediaPipe's system libraries
-    are missing.
+    frames: uint8 [H, W, 3] RGB; points68: [T, 68, 2] pixels, NaN where no face was found (there the
+    nearest found frame's are used); shot: [T] the shot of each frame (None: one). Yields float32
+    [H, W] in [0, 1]. Raises UserError when the model file or MediaPipe's system libraries are
+    missing.
     """
-    points68 = _filled(np.asarray(points68, np.float32))
-    waiting, keys = {}, []  # frames to yield: {index: (grey, shape)}; the last segmented frames
+    points68 = np.asarray(points68, np.float32)
+    found = np.isfinite(points68).all((1, 2))
+    points68 = points68[framing.nearest(found)] if found.any() else points68
+    cuts = np.zeros(len(found) - 1, bool) if shot is None else np.diff(shot) != 0
+    number, is_key = _numbers(cuts | np.diff(found), every)
     with _open_segmenter() as segmenter:
-        for index, (frame, points) in enumerate(zip(frames, points68, strict=True)):
-            image = video.resize(frame, _SIDE)
-            waiting[index] = grey, shape = _grey(image), frame.shape[:2]
-            if index % every and index != len(points68) - 1:
-                continue
-            mask = _segment(segmenter, image, points * _SIDE / np.array(shape[::-1]))
-            keys.append(_Key(index, grey, mask))
-            if len(keys) == 3:
-                keys[1] = _steady(*keys)
-                yield from _until(keys[0], keys[1], waiting)
-                del keys[0]
-        yield from _until(keys[0], keys[-1], waiting)
+
+        def look(seen: tuple) -> _Frame:
+            image, index, key, points = seen
+            small, shape = _shrunk(image), image.shape[:2]
+            scaled = points * _SIDE / np.array(shape[::-1])
+            mask = _segment(segmenter, small, scaled) if key else None
+            return _Frame(int(index), _grey(small), mask, points, shape)
+
+        seen = in_order(look, zip(frames, number, is_key, points68, strict=True), ahead=3 * every)
+        yield from in_order(_finish, _jobs(seen))
 
 
 def head_mask(person: np.ndarray, points68: np.ndarray) -> np.ndarray:
@@ -92,17 +88,70 @@ def _head_axes(points68: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 @dataclass(frozen=True)
-class _Key:
-    """A segmented frame: its index, its uint8 grey picture and float32 mask, both [256, 256]."""
+class _Frame:
+    """A frame: its number in its stretch, its grey picture uint8 [256, 256], its person's mask
+    float32 [256, 256] if it was segmented (a key), its landmarks [68, 2] in pixels, its shape."""
 
     index: int
     grey: np.ndarray
-    mask: np.ndarray
+    mask: np.ndarray | None
+    points: np.ndarray
+    shape: tuple[int, int]
+
+
+def _numbers(breaks: np.ndarray, every: int) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each frame in its stretch [T], and whether it is a key [T]: every `every`th
+    and the last one. breaks: [T - 1] whether a stretch ends."""
+    starts = np.concatenate([[True], breaks])
+    first = np.flatnonzero(starts)[np.cumsum(starts) - 1]
+    number = np.arange(len(starts)) - first
+    return number, (number % every == 0) | np.concatenate([breaks, [True]])
+
+
+def _jobs(frames: Iterable[_Frame]) -> Iterator[tuple[_Frame, _Frame, _Frame]]:
+    """Each frame with the keys before and after it, which their neighbours have steadied."""
+    keys, waiting = [], deque()
+    for frame in frames:
+        if frame.index == 0:
+            yield from _until(keys[0], keys[-1], waiting) if keys else ()
+            keys = []
+        waiting.append(frame)
+        if frame.mask is None:
+            continue
+        keys.append(frame)
+        if len(keys) == 3:
+            keys[1] = _steady(*keys)
+            yield from _until(keys[0], keys[1], waiting)
+            del keys[0]
+    yield from _until(keys[0], keys[-1], waiting)
+
+
+def _until(first: _Frame, last: _Frame, waiting: deque) -> Iterator[tuple[_Frame, _Frame, _Frame]]:
+    while waiting and waiting[0].index <= last.index:
+        yield waiting.popleft(), first, last
+
+
+def _finish(job: tuple[_Frame, _Frame, _Frame]) -> np.ndarray:
+    """The head's mask of a frame, from its keys' masks, at the frame's own size."""
+    frame, first, last = job
+    share = (frame.index - first.index) / max(1, last.index - first.index)
+    masks = [_carry(key, frame.grey) for key in (first, last)]
+    person = _enlarge((1 - share) * masks[0] + share * masks[1], frame.shape)
+    return head_mask(person, frame.points)
 
 
 def _open_segmenter():
     options = {"output_confidence_masks": True, "output_category_mask": False}
     return open_task("ImageSegmenter", assets.find("deeplab_v3"), **options)
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] -> [256, 256, 3], by means of areas: a quarter of a bicubic filter's time."""
+    import cv2
+
+    if min(image.shape[:2]) < _SIDE:
+        return video.resize(image, _SIDE)
+    return cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -111,9 +160,9 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 def _segment(segmenter, image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """The person's mask [256, 256] of a picture of that size, and landmarks [68, 2] in it."""
-    maps = segmenter.segment(to_image(image)).confidence_masks
-    logits = np.stack([m.numpy_view().squeeze() for m in maps])
-    person = logits[_PERSON] > np.delete(logits, _PERSON, 0).max(0)
+    masks = segmenter.segment(to_image(image)).confidence_masks  # own what the views look at
+    maps = [m.numpy_view()[..., 0] for m in masks]
+    person = maps.pop(_PERSON) > functools.reduce(np.maximum, maps)
     cut = _grab_cut(image, person, _face_region(points))
     return ndimage.gaussian_filter(cut.astype(np.float32), 0.8)
 
@@ -122,8 +171,10 @@ def _grab_cut(image: np.ndarray, person: np.ndarray, face: np.ndarray) -> np.nda
     """Moves the border of a rough mask to the border in the image; one piece without holes."""
     import cv2
 
-    inside = ndimage.distance_transform_edt(person)
-    outside = ndimage.distance_transform_edt(~person)
+    inside, outside = (
+        cv2.distanceTransform(side.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        for side in (person, ~person)
+    )
     seeds = np.where(person, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     seeds[outside > _SLACK] = cv2.GC_BGD
     seeds[(inside > _SLACK) | face] = cv2.GC_FGD
@@ -145,22 +196,14 @@ def _face_region(points: np.ndarray) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _steady(before: _Key, key: _Key, after: _Key) -> _Key:
+def _steady(before: _Frame, key: _Frame, after: _Frame) -> _Frame:
     """A key whose mask is the median of three keys', so that no single slip stays."""
-    moved = [_carry(other, key.grey) for other in (before, after)]
-    return replace(key, mask=np.median([key.mask, *moved], axis=0).astype(np.float32))
+    one, two, three = key.mask, *[_carry(other, key.grey) for other in (before, after)]
+    median = np.maximum(np.minimum(one, two), np.minimum(np.maximum(one, two), three))
+    return replace(key, mask=median)
 
 
-def _until(first: _Key, last: _Key, waiting: dict) -> Iterator[np.ndarray]:
-    """The masks of the waiting frames from the first to the last key, at the frames' own size."""
-    for index in [k for k in waiting if k <= last.index]:
-        grey, shape = waiting.pop(index)
-        share = (index - first.index) / max(1, last.index - first.index)
-        masks = [_carry(key, grey) for key in (first, last)]
-        yield _enlarge((1 - share) * masks[0] + share * masks[1], shape)
-
-
-def _carry(key: _Key, grey: np.ndarray) -> np.ndarray:
+def _carry(key: _Frame, grey: np.ndarray) -> np.ndarray:
     """A key's mask moved to where its things are in another grey picture [256, 256]."""
     import cv2
 
@@ -175,12 +218,3 @@ def _enlarge(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A mask [256, 256] at the frame's size, its border as sharp as at the small one."""
     large = Image.fromarray(mask).resize(shape[::-1], Image.Resampling.BICUBIC)
     return np.clip((np.asarray(large) - 0.5) * 1.6 + 0.5, 0, 1)
-
-
-def _filled(points68: np.ndarray) -> np.ndarray:
-    """Landmarks with those of the nearest found frame where there are none."""
-    found = np.flatnonzero(np.isfinite(points68).all((1, 2)))
-    if len(found) == 0:
-        return points68
-    nearest = np.abs(np.arange(len(points68))[:, None] - found).argmin(1)
-    return points68[found[nearest]]

@@ -5,12 +5,12 @@ The folder it makes:
     meta.json      name, source, fps, size, splits, prior, detector, quality, warnings, versions
     audio.wav      16 kHz mono, sample 0 = frame 0
     mel.npy        [M, 80] Wav2Lip mel, 80 steps a second
-    track.npz      per frame [T, …]: found, points68, lips79 (fractions of the image side),
-                   blendshapes [53], expression [79], rotvec [3], translation [3] (cm),
-                   head_to_world [4, 4], illumination [27], residual, face_box (cx, cy, side;
-                   fractions), au [5] 0/1 (NaN where OpenFace tracked nothing), au_intensity [5]
-                   (the built-in measure); once: identity [100], albedo [100],
-                   intrinsics [4]
+    track.npz      per frame [T, …]: found (the speaker's face is seen, and the 3D model lies on
+                   it), shot, points68, lips79 (fractions of the image side), blendshapes [53],
+                   expression [79], rotvec [3], translation [3] (cm), head_to_world [4, 4],
+                   illumination [27], residual, face_box (cx, cy, side; fractions), au [5] 0/1 (NaN
+                   where OpenFace tracked nothing), au_intensity [5] (the built-in measure), and
+                   what else the tracker tells; once: identity [100], albedo [100], intrinsics [4]
     tfds/          array_record files, one example per frame (speaker_dataset.py)
     overview.mp4   video | landmarks | fitted mesh | mask
 
@@ -24,13 +24,14 @@ parts/, named by what they were made from, and a rerun goes on after them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import importlib.metadata
 import json
 import shutil
 import sys
 import time
 import wave
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,18 @@ from scipy.spatial.transform import Rotation
 
 import t3d
 from t3d.data import framing, overview, quality, video
-from t3d.data.parts import Parts, fingerprint, pack, unpack, write_atomically
+from t3d.data.landmarks import BLENDSHAPES
+from t3d.data.parts import Blobs, Parts, fingerprint, write_atomically
+from t3d.data.source import (
+    SMALLEST_SHARE,
+    Clip,
+    observe,
+    open_clip,
+    sampled,
+    sha256_of,
+    true_masks,
+    whole,
+)
 from t3d.data.speaker_dataset import (
     EXAMPLE_ARRAYS,
     FACE_SIZE,
@@ -69,13 +81,13 @@ from t3d.data.speaker_dataset import (
     turned_splits,
     write_examples,
 )
+from t3d.data.threads import in_order, prefetched
 from t3d.errors import UserError
 from t3d.metrics import action_units, lips
 from t3d.prior import basis, tracker
 from t3d.prior.morphable import MorphableModel
 from t3d.speech.features import mel
 
-SMALLEST_SHARE = 0.5  # of frames with a face, below which a clip is refused
 FEWEST_TURNED, FEWEST_OTHERS = 25, 100  # frames that make a test of turned ones worth its while
 SLACK = video.FPS  # frames by which OpenFace's table may be longer or shorter than the clip
 Arrays = dict[str, np.ndarray]
@@ -90,18 +102,27 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A source: the video, the hash of what it is made of, and a synthetic speaker's truth."""
+class Pictures:
+    """A clip's head crops (JPEG) and their masks (PNG), on disk."""
 
-    path: Path
-    sha256: str
-    info: video.VideoInfo
-    truth: Path | None
+    frames: Blobs
+    masks: Blobs
 
-    @property
-    def frames(self) -> int:
-        """About how many frames it has at 25 fps."""
-        return round(self.info.duration * video.FPS)
+    def image(self, frame: int) -> np.ndarray:
+        """uint8 [S, S, 3]."""
+        return decode_image(self.frames[frame])
+
+    def mask(self, frame: int) -> np.ndarray:
+        """uint8 [S, S], 255 on the head."""
+        return decode_image(self.masks[frame])
+
+    def images(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 [n, S, S, 3] of frames [n]."""
+        return np.stack(list(in_order(self.image, frames)))
+
+    def head_masks(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 [n, S, S] of frames [n]."""
+        return np.stack(list(in_order(self.mask, frames)))
 
 
 class Bars:
@@ -189,38 +210,12 @@ def prepare(
     settings = {"source": clip.sha256, "prior": prior, "size": size, "t3d": t3d.__version__}
     settings |= {"fold": fold} if fold else {}
     settings |= {} if hold_out_yaw is None else {"hold_out_yaw": float(hold_out_yaw)}
-    settings |= {} if openface is None else {"openface": _sha256([Path(openface)])}
+    settings |= {} if openface is None else {"openface": sha256_of([Path(openface)])}
     if (meta := _finished(out, settings, force)) is not None:
         return meta
     model = basis.load(prior)
     with _workspace(out) as folder, Bars() as bars:
         return _Preparation(clip, out, model, settings, labels, Parts(folder), bars).run()
-
-
-def open_clip(path: Path) -> Clip:
-    """Looks at a source without decoding it; UserError when it is no talking video."""
-    truth = None
-    if path.is_dir():
-        path, truth = path / "video.mp4", path / "truth.npz"
-        if not path.exists():
-            raise UserError(
-                f"{path.parent}: a folder without video.mp4; give a video, or a folder made by "
-                "t3d synthesize"
-            )
-        truth = truth if truth.exists() else None
-    info = video.probe_talking(path)
-    sha256 = _sha256([path, *([truth, path.parent / "mask.npz"] if truth else [])])
-    return Clip(path, sha256, info, truth)
-
-
-def _sha256(paths: Iterable[Path]) -> str:
-    """Of some files, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_splits(clip: Clip, frames: int, fold: int | None, hold_out_yaw: float | None) -> None:
@@ -315,20 +310,21 @@ class _Preparation:
         base = {"source": self.clip.sha256, "t3d": self.settings["t3d"]}
         sized = base | {"size": self.settings["size"]}
         marks = self.parts.get("landmarks", base, self._landmarks)
-        frames = self.parts.get("frames", sized, lambda: self._frames(marks))
-        seen = _in_crop(marks, frames["box"])
-        masks = self.parts.get("masks", sized, lambda: self._masks(seen, frames))
-        splits = self._splits(seen, frames, masks)
-        track = self.parts.get(
-            "track", self.settings, lambda: self._track(seen, frames, masks, splits)
+        seen = _in_crop(marks)
+        pictures = Pictures(
+            **self.parts.stream(
+                "pictures", sized, ("frames", "masks"), lambda add: self._pictures(marks, seen, add)
+            )
         )
+        splits = self._splits(seen, pictures)
+        track = self.parts.get("track", self.settings, lambda: self._track(seen, pictures, splits))
         sound = self._sound(len(seen["found"]))
-        meta = self._meta(marks, frames, track, splits, sound)
+        meta = self._meta(marks, pictures, track, splits, sound)
         _write_sound(self.out / "audio.wav", sound)
         write_atomically(self.out / "mel.npy", lambda p: np.save(p, mel(sound)))
         write_atomically(self.out / "track.npz", lambda p: np.savez(p, **track))
-        self._examples(frames, masks, track, splits.ranges, meta["name"])
-        self._overview(frames, masks, track, sound)
+        self._examples(pictures, track, splits.ranges, meta["name"])
+        self._overview(pictures, track, sound)
         meta["seconds"] = round(time.monotonic() - started, 1)
         text = json.dumps(meta, indent=1, ensure_ascii=False)
         write_atomically(self.out / META, lambda p: p.write_text(text))
@@ -336,67 +332,50 @@ class _Preparation:
         return meta
 
     def _landmarks(self) -> Arrays:
-        """Detected points in pixels of the source, gaps bridged; UserError without a face."""
+        """What is seen in the source, in its pixels; UserError if it is of no use."""
+        count = self.clip.frames
+        images = self.bars.over("landmarks", video.read_frames(self.clip.path), count)
+        return observe(self.clip, images, whole(count))
+
+    def _pictures(self, marks: Arrays, seen: Arrays, add: Callable[..., None]) -> None:
+        """Head crops as JPEG and their masks as PNG."""
+        size, waiting = self.settings["size"], deque()
+        images = prefetched(video.read_frames(self.clip.path))
+        images = self.bars.over("frames, masks", images, len(marks["found"]))
+        points = np.where(seen["found"][:, None, None], seen["points68"], np.nan) * size
+
+        def cut(image: np.ndarray) -> tuple[np.ndarray, bytes]:
+            image = video.crop(image, marks["box"], size)
+            return image, encode_image(image, "jpeg")
+
+        def crops() -> Iterator[np.ndarray]:
+            for image, jpeg in in_order(cut, images):
+                waiting.append(jpeg)
+                yield image
+
+        for mask in self._masks(crops(), points, marks["shot"]):
+            add(waiting.popleft(), mask)
+
+    def _masks(self, images: Iterator[np.ndarray], points, shot) -> Iterator[bytes]:
+        """The head's mask in each image, as PNG."""
         if self.clip.truth:
-            return _true_landmarks(self.clip.truth)
-        from t3d.data import landmarks
-
-        images = video.read_frames(self.clip.path)
-        detected = landmarks.detect(self.bars.over("landmarks", images, self.clip.frames))
-        found = np.asarray(detected.found, bool)
-        if found.mean() < SMALLEST_SHARE:
-            share = f"in {found.mean():.0%} of the frames" if found.any() else "in no frame"
-            raise UserError(
-                f"{self.clip.path}: a face was found {share}; give a video of one person speaking "
-                "to the camera"
-            )
-        return {
-            "found": found,
-            "points68": framing.bridge(detected.points68, found),
-            "lips79": framing.bridge(detected.lips79, found),
-            "blendshapes": framing.bridge(detected.blendshapes, found),
-            "others": np.float32(detected.others),
-            "detector": np.array(detected.detector),
-        }
-
-    def _frames(self, marks: Arrays) -> Arrays:
-        """Head crops as JPEG, and the crop (cx, cy, side) in pixels of the source."""
-        box, blobs = None, []
-        images = video.read_frames(self.clip.path)
-        for image in self.bars.over("frames", images, len(marks["found"])):
-            height, width = image.shape[:2]
-            if box is None:
-                box = (width / 2, height / 2, max(width, height))
-                if not self.clip.truth:
-                    box = framing.head_crop(marks["points68"][marks["found"]], width, height)
-            blobs.append(encode_image(video.crop(image, box, self.settings["size"]), "jpeg"))
-        return {"box": np.array(box), **pack(blobs)}
-
-    def _masks(self, seen: Arrays, frames: Arrays) -> Arrays:
-        """Head masks as PNG."""
-        size, count = self.settings["size"], len(seen["found"])
-        if self.clip.truth:
-            with np.load(self.clip.truth.parent / "mask.npz") as truth:
-                whole = truth["mask"]
-            resized = (video.resize(m.astype(np.uint8) * 255, size) for m in whole)
-            return pack([encode_image(m, "png") for m in self.bars.over("masks", resized, count)])
+            true = true_masks(self.clip.truth.parent / "mask.npz", self.settings["size"])
+            return (encode_image(mask, "png") for _, mask in zip(images, true, strict=True))
         from t3d.data import matting
 
-        points = seen["points68"] * size
-        images = (decode_image(unpack(frames, k)) for k in range(count))
-        heads = matting.head_masks(self.bars.over("masks", images, count), points)
-        return pack([encode_image(_byte(head), "png") for head in heads])
+        heads = matting.head_masks(images, points, shot=shot)
+        return in_order(lambda head: encode_image(_byte(head), "png"), heads)
 
-    def _splits(self, seen: Arrays, frames: Arrays, masks: Arrays) -> Splits:
+    def _splits(self, seen: Arrays, pictures: Pictures) -> Splits:
         """In time, or by the head's turn."""
         count, fold = len(seen["found"]), self.settings.get("fold", 0)
         if "hold_out_yaw" in self.settings:
-            return self._turned(seen, frames, masks)
+            return self._turned(seen, pictures)
         _check_splits(self.clip, count, fold or None, None)
         ranges = split_ranges(count)
         return Splits(ranges, {name: fold_frames(ranges, name, fold) for name in WHOLE})
 
-    def _turned(self, seen: Arrays, frames: Arrays, masks: Arrays) -> Splits:
+    def _turned(self, seen: Arrays, pictures: Pictures) -> Splits:
         """Splits by the yaw of a first fit, to all frames, that nothing else is taken from."""
         count, degrees = len(seen["found"]), self.settings["hold_out_yaw"]
         base = {k: v for k, v in self.settings.items() if k not in ("hold_out_yaw", "openface")}
@@ -404,7 +383,7 @@ class _Preparation:
         yaw = self.parts.get(
             "yaw",
             base,
-            lambda: {"yaw": yaw_of(self._fit("head turns", seen, frames, masks, every)["rotvec"])},
+            lambda: {"yaw": yaw_of(self._fit("head turns", seen, pictures, every)["rotvec"])},
         )["yaw"]
         yaw = np.where(seen["found"], yaw, np.nan)
         turned, others = turned_frames(yaw, degrees)
@@ -422,31 +401,38 @@ class _Preparation:
             )
         return Splits({UNDIVIDED: (0, count)}, turned_splits(turned, others))
 
-    def _fit(self, title: str, seen: Arrays, frames: Arrays, masks: Arrays, fit_frames) -> Arrays:
+    def _fit(self, title: str, seen: Arrays, pictures: Pictures, fit_frames) -> Arrays:
         """The tracker's codes and poses of all frames, constants fitted on some."""
         return tracker.track(
             self.model,
             SimpleNamespace(**seen),
             fit_frames,
-            lambda index: np.stack([decode_image(unpack(frames, k)) for k in index]),
-            lambda index: np.stack([decode_image(unpack(masks, k)) for k in index]) / 255,
+            pictures.images,
+            lambda index: pictures.head_masks(index) / 255,
             progress=self.bars.bar(title, 1),
         )
 
-    def _track(self, seen: Arrays, frames: Arrays, masks: Arrays, splits: Splits) -> Arrays:
+    def _track(self, seen: Arrays, pictures: Pictures, splits: Splits) -> Arrays:
         """All per-frame arrays and constants of track.npz."""
         train = splits.frames["train"]
         train = train[seen["found"][train]]
-        fitted = self._fit("3DMM tracking", seen, frames, masks, train)
+        if not len(train):
+            raise UserError(
+                f"{self.clip.path}: the speaker is seen in no frame of the training split; cut the "
+                "video to the shot of the speaker"
+            )
+        fitted = self._fit("3DMM tracking", seen, pictures, train)
         labels, intensity = action_units.from_blendshapes(
-            seen["blendshapes"], self.model.expression_names, seen["points68"]
+            seen["blendshapes"], tuple(BLENDSHAPES), seen["points68"]
         )
         if self.labels is not None:
             labels = _to_length(self.labels, len(labels))
+        trusted = fitted.pop("trusted", seen["found"])
         return {
-            **{k: seen[k] for k in ("found", "points68", "lips79", "blendshapes")},
+            **{k: seen[k] for k in ("shot", "points68", "lips79", "blendshapes")},
+            "found": seen["found"] & np.asarray(trusted, bool),
             **fitted,
-            "face_box": framing.face_boxes(seen["points68"]),
+            "face_box": framing.face_boxes(seen["points68"], seen["shot"]),
             "au": labels.astype(np.float32),
             "au_intensity": intensity.astype(np.float32),
         }
@@ -457,7 +443,7 @@ class _Preparation:
         length = frames * video.RATE // video.FPS
         return np.pad(samples[:length], (0, max(0, length - len(samples))))
 
-    def _examples(self, frames, masks, track, ranges, name) -> None:
+    def _examples(self, pictures, track, ranges, name) -> None:
         """The array_record files, unless this very track's are there."""
         marker = self.parts.path("tfds", self.settings)
         if marker.exists() and (self.out / "tfds").exists():
@@ -467,16 +453,17 @@ class _Preparation:
 
         def examples(split: str) -> Iterator[dict]:
             nonlocal written
-            for frame in range(*ranges[split]):
+            make = functools.partial(_example, name=name, pictures=pictures, track=track)
+            for example in in_order(make, range(*ranges[split])):
                 written += 1
                 update(written, total)
-                yield _example(frame, name, frames, masks, track)
+                yield example
 
         splits = tuple(s for s, (first, end) in ranges.items() if end > first)
         write_examples(self.out / "tfds", self.settings["size"], splits, examples)
         marker.touch()
 
-    def _overview(self, frames, masks, track, sound) -> None:
+    def _overview(self, pictures, track, sound) -> None:
         marker = self.parts.path("overview", self.settings)
         if marker.exists() and (self.out / "overview.mp4").exists():
             return
@@ -484,8 +471,8 @@ class _Preparation:
 
         def paint(frame: int) -> np.ndarray:
             return overview.panels(
-                decode_image(unpack(frames, frame)),
-                decode_image(unpack(masks, frame)),
+                pictures.image(frame),
+                pictures.mask(frame),
                 track["points68"][frame],
                 track["lips79"][frame],
                 lambda image: mesh(image, frame),
@@ -496,8 +483,10 @@ class _Preparation:
         video.write_video(self.out / "overview.mp4", film, sound)
         marker.touch()
 
-    def _meta(self, marks, frames, track, splits: Splits, sound) -> dict:
-        fit = quality.fit_quality(self.model, track)
+    def _meta(self, marks, pictures, track, splits: Splits, sound) -> dict:
+        turns = Rotation.from_rotvec(track["rotvec"]).as_euler("YXZ", degrees=True)[:, :2].T
+        figures = quality.clip_figures(self.clip.info, marks, turns, sound)
+        figures |= quality.fit_quality(self.model, track)
         count = len(track["found"])
         meta = {
             "name": self.out.resolve().name,
@@ -510,15 +499,14 @@ class _Preparation:
             "prior": self.settings["prior"],
             "detector": str(marks["detector"]),
             "synthetic": self.clip.truth is not None,
-            "crop": [round(float(v), 3) for v in frames["box"]],
+            "crop": [round(float(v), 3) for v in marks["box"]],
             **self._split_meta(splits),
             "au_labels": "built in" if self.labels is None else "openface",
-            "identity_frame": identity_frame(track, frames, splits.frames["train"]),
-            "quality": fit,
+            "identity_frame": identity_frame(track, pictures, splits.frames["train"]),
+            "quality": figures,
             "versions": _versions(),
         }
-        face = float(np.median(track["face_box"][:, 2])) * meta["crop"][2] / framing.FACE_SIDE
-        meta["warnings"] = quality.warnings(track, fit, float(marks["others"]), face, sound)
+        meta["warnings"] = quality.warnings(figures, self.clip.path.name)
         unknown = 1 - np.isfinite(track["au"]).all(1).mean()
         if unknown > 1 - quality.WARN["tracked"]:
             meta["warnings"].append(
@@ -542,28 +530,19 @@ class _Preparation:
         return meta | {"fitted_on": "train split"}
 
 
-def _true_landmarks(path: Path) -> Arrays:
-    """What a detector would say of a synthetic clip, from its truth."""
-    with np.load(path) as truth:
-        marks = {name: np.float32(truth[name]) for name in ("points68", "lips79", "blendshapes")}
-    found = np.ones(len(marks["points68"]), bool)
-    detector = np.array("truth of the synthetic speaker")
-    return {"found": found, **marks, "others": np.float32(0), "detector": detector}
-
-
-def _in_crop(marks: Arrays, box: np.ndarray) -> Arrays:
-    """The landmarks in fractions of the head crop (cx, cy, side)."""
-    corner, side = box[:2] - box[2] / 2, box[2]
+def _in_crop(marks: Arrays) -> Arrays:
+    """What the tracker sees: the landmarks in fractions of the head crop, found, shot."""
+    corner, side = marks["box"][:2] - marks["box"][2] / 2, marks["box"][2]
     moved = {n: ((marks[n] - corner) / side).astype(np.float32) for n in ("points68", "lips79")}
-    return {"found": marks["found"], "blendshapes": marks["blendshapes"], **moved}
+    return {name: marks[name] for name in ("found", "shot", "blendshapes")} | moved
 
 
 def _byte(mask: np.ndarray) -> np.ndarray:
     return (np.clip(mask, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _example(frame: int, name: str, frames: Arrays, masks: Arrays, track: Arrays) -> dict:
-    image, mask = unpack(frames, frame), unpack(masks, frame)
+def _example(frame: int, name: str, pictures: Pictures, track: Arrays) -> dict:
+    image, mask = pictures.frames[frame], pictures.masks[frame]
     head = on_white(decode_image(image), decode_image(mask))
     face = video.crop(head, track["face_box"][frame] * head.shape[0], FACE_SIZE, 255)
     constant = ("identity", "albedo", "intrinsics")
@@ -602,14 +581,14 @@ def yaw_of(rotvec: np.ndarray) -> np.ndarray:
     return Rotation.from_rotvec(rotvec).as_euler("YXZ", degrees=True)[:, 0]
 
 
-def identity_frame(track: Arrays, frames: Arrays, train: np.ndarray) -> int:
+def identity_frame(track: Arrays, pictures: Pictures, train: np.ndarray) -> int:
     """The frame out of `train` that is most frontal, sharp and closed-mouthed: the paper's I_id."""
     train = train[track["found"][train]]
     mouth = lips.mouth_opening(track["points68"])
     calm = framing.calm_frames(track["points68"], track["rotvec"], mouth, train)
 
     def sharp(frame: int) -> float:
-        image = decode_image(unpack(frames, frame))
+        image = pictures.image(frame)
         box = track["face_box"][frame] * image.shape[0]
         return framing.sharpness(video.crop(image, box, FACE_SIZE))
 
@@ -625,8 +604,48 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def report(path, prior: str | None = None) -> dict[str, float]:
+    """The figures of a video by a sampled look, with no dataset made: `quality.clip_figures`.
+
+    Args:
+        path: a video, or a folder of `t3d synthesize`.
+        prior: the 3D model that the head's turns are judged by; None: as of `prepare`.
+
+    Raises:
+        UserError: the video is no use (its message says why).
+    """
+    clip = open_clip(Path(path))
+    model = basis.load(prior or ("procedural" if clip.truth else "ict"))
+    with Bars() as bars:
+        images = bars.over("looking", video.read_frames(clip.path), clip.frames)
+        seen = observe(clip, images, sampled(clip.frames))
+    points = np.where(seen["found"][:, None, None], seen["points68"], np.nan)
+    turns = quality.head_turns(model, points)
+    return quality.clip_figures(clip.info, seen, turns, video.read_audio(clip.path))
+
+
+def report_command(args) -> None:
+    """`t3d prepare VIDEO --report [--json FILE]`."""
+    figures = report(args.video, args.prior)
+    _write_figures(args.json, figures)
+    told = quality.lines(figures, Path(args.video).name)
+    print(quality.table(told))
+    bad = sum(not line.fine for line in told)
+    print(f"{args.video}: {f'{bad} of {len(told)} things to look at' if bad else 'all fine'}")
+
+
+def _write_figures(path: str | None, figures: dict[str, float]) -> None:
+    if path:
+        text = json.dumps(figures, indent=1) + "\n"
+        write_atomically(Path(path), lambda p: p.write_text(text))
+
+
 def prepare_command(args) -> None:
-    """`t3d prepare`: makes the dataset and reports on it."""
+    """`t3d prepare`: makes the dataset and reports on it; with --report only the latter."""
+    if args.report:
+        return report_command(args)
+    if not args.out:
+        raise UserError("--out: name the dataset's folder (or give --report to look only)")
     meta = prepare(
         args.video,
         args.out,
@@ -638,6 +657,7 @@ def prepare_command(args) -> None:
         openface=args.openface,
     )
     fit = meta["quality"]
+    _write_figures(args.json, fit)
     print(
         f"{args.out}: {meta['num_frames']} frames ({meta['num_frames'] / meta['fps']:.1f} s), "
         f"{meta['size']} × {meta['size']}, 3D model {meta['prior']}"

@@ -6,8 +6,8 @@ import pytest
 
 import t3d.data.prepare as prepare_module
 from t3d import camera as cameras
-from t3d.data import framing, quality, video
-from t3d.data.parts import Parts, fingerprint, pack, unpack
+from t3d.data import framing, video
+from t3d.data.parts import Parts, fingerprint
 from t3d.data.pipeline import Source, window_starts
 from t3d.data.prepare import Bars, open_clip, openface_labels, prepare
 from t3d.data.speaker_dataset import SpeakerDataset
@@ -141,10 +141,41 @@ def test_part_that_fails_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_packed_bytes_come_back():
-    blobs = [b"one", b"", b"three"]
-    packed = pack(blobs)
-    assert [unpack(packed, k) for k in range(3)] == blobs
+def stream(folder, blobs, made=None):
+    """A part of frames and masks; `made` counts how often it is made."""
+
+    def make(add):
+        for one, two in blobs:
+            add(one, two)
+        if made is not None:
+            made.append(1)
+
+    return Parts(folder).stream("both", {"size": 1}, ("frames", "masks"), make)
+
+
+def test_streamed_bytes_come_back_without_being_made_again(tmp_path):
+    blobs, made = [(b"one", b""), (b"", b"2"), (b"three", b"22")], []
+    for _ in range(2):
+        files = stream(tmp_path, blobs, made)
+        assert [files["frames"][k] for k in (2, 0, 1)] == [b"three", b"one", b""]
+        assert [files["masks"][k] for k in range(3)] == [b"", b"2", b"22"]
+        assert len(files["masks"]) == 3
+    assert len(made) == 1
+
+
+def test_stream_that_stops_or_breaks_is_made_again(tmp_path):
+    def blobs():
+        yield b"half", b"half"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream(tmp_path, blobs())
+    assert all(path.name.startswith(".") for path in tmp_path.iterdir())
+    files = stream(tmp_path, [(b"whole", b"whole")])
+    assert files["frames"][0] == b"whole"
+    next(tmp_path.glob("masks*.bin")).write_bytes(b"who")
+    files = stream(tmp_path, [(b"again", b"again")])
+    assert files["frames"][0] == files["masks"][0] == b"again"
 
 
 def test_prepared_codes_and_poses_fit_the_synthetic_truth(prepared, truth):
@@ -225,7 +256,7 @@ def test_stopped_run_goes_on_after_its_finished_parts(speaker, tmp_path, monkeyp
     with pytest.raises(UserError, match="not finished"):
         SpeakerDataset(out)
     monkeypatch.setattr(prepare_module.tracker, "track", stop)
-    monkeypatch.setattr(prepare_module, "_true_landmarks", stop)
+    monkeypatch.setattr(prepare_module, "observe", stop)
     monkeypatch.setattr(prepare_module, "write_examples", stop)
     prepare(speaker, out, size=SIZE)
     assert SpeakerDataset(out).num_frames == 50
@@ -387,18 +418,27 @@ def test_bars_show_the_names_of_files_as_they_are(name, monkeypatch, capsys):
     assert name in capsys.readouterr().err
 
 
-def test_warnings_name_what_is_wrong(prepared):
-    track = dict(SpeakerDataset(prepared).track)
-    good = {"tracked": 1.0, "reprojection": 0.01, "mouth_r": 0.99}
-    sound = np.random.default_rng(0).uniform(-0.3, 0.3, 32000)
-    track["rotvec"] = np.zeros_like(track["rotvec"])
-    text = " / ".join(quality.warnings(track, good, 0.3, 40.0, np.zeros(32000)))
-    for words in ("only 2 s", "second face is in 30%", "40 pixels", "turns by 0°", "is silent"):
-        assert words in text
-    track = {name: np.repeat(value, 16, 0) for name, value in track.items()}
-    track["rotvec"][:, 1] = np.linspace(-0.5, 0.5, len(track["rotvec"]))
-    track["points68"] = np.repeat(track["points68"][:1], len(track["rotvec"]), 0)
-    assert quality.warnings(track, good, 0.0, 300.0, sound) == []
+def test_frames_that_are_cut_away_from_the_speaker_are_never_learned_from(clips, assets, tmp_path):
+    speaker, other = (clips / n for n in ("cnn2_25fps.mp4", "WDA_KatieHill_000.mp4"))
+    if not (speaker.exists() and other.exists()):
+        pytest.skip(f"{speaker} or {other} is missing: set T3D_CLIPS to the folder that has them")
+    frames = [f for _, f in zip(range(80), video.read_frames(speaker))]
+    frames[66:74] = [f for _, f in zip(range(8), video.read_frames(other))]
+    frames[50] = np.full_like(frames[0], 127)
+    video.write_video(tmp_path / "clip.mp4", frames, video.read_audio(speaker)[: 80 * 640])
+    meta = prepare(tmp_path / "clip.mp4", tmp_path / "out", prior="procedural", size=SIZE)
+    dataset = SpeakerDataset(tmp_path / "out")
+    away = np.array([50, *range(66, 74)])
+    assert not dataset.track["found"][away].any()
+    np.testing.assert_array_equal(dataset.track["shot"], np.repeat([0, 1, 2], [66, 8, 6]))
+    assert np.isin(
+        away, np.concatenate([np.arange(*pair) for pair in dataset.ranges.values()])
+    ).all()
+    learned = np.concatenate([dataset.frames("train"), dataset.frames("validation")])
+    assert len(learned) > 20 and not np.isin(learned, away).any()
+    assert meta["identity_frame"] not in away
+    assert any("10.0% of the frames show a face elsewhere" in text for text in meta["warnings"])
+    assert meta["quality"]["cuts"] == 2 and meta["quality"]["speaker"] == 71 / 80
 
 
 def test_real_clip_is_tracked_and_masked(clips, assets, tmp_path):
