@@ -746,7 +746,9 @@ def _codes(model: MorphableModel, weights: np.ndarray, rng: np.random.Generator)
     }
 
 
-def _displacement(model: MorphableModel, rng: np.random.Generator, most: float) -> np.ndarray:
+def _displacement(
+    model: MorphableModel, rng: np.random.Generator, most: float = _RELIEF
+) -> np.ndarray:
     """A smooth relief [V, 3] (cm) along the rays from the head's middle, at most `most` high.
 
     Its root mean square over the face is about two thirds of that. It depends on the direction
