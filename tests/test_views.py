@@ -342,7 +342,7 @@ def test_round_trip_recovers_yaw_and_shape_from_what_is_seen_exactly():
     rng = np.random.default_rng(0)
     identity = rng.normal(0, 0.5, 100).astype(np.float32)
     weights = {"jawOpen": np.linspace(0, 0.6, 12)}
-    small = morphable.restrict(model, model.landmarks68)
+    small = morphable.restrict(model, np.concatenate([model.landmarks68, model.lips79]))
     points = morphable.vertices(small, identity, morphable.expression_from_weights(model, weights))
     poses = cameras.head_pose(np.zeros((12, 3)), np.tile([0, 0, 120.0], (12, 1)))
     lens = np.array([4, 4, 0.5, 0.5])
@@ -350,7 +350,8 @@ def test_round_trip_recovers_yaw_and_shape_from_what_is_seen_exactly():
     eyes = np.broadcast_to(turned, poses.shape)
     camera = Camera(np.broadcast_to(lens, (12, 4)), eyes)
     at, _ = cameras.project(camera, cameras.transform(poses, points))
-    seen = Landmarks(np.ones(12, bool), at.astype(np.float32), at[:, :0], None, 0.0)
+    at = at.astype(np.float32)
+    seen = Landmarks(np.ones(12, bool), at[:, :68], at[:, 68:], None, 0.0)
     drawn = Drawn(np.full((12, 32, 32, 3), 128, np.uint8), np.ones((12, 32, 32)), np.zeros(0))
     found = views.round_trip(model, seen, drawn, views.turn(poses, eyes), identity)
     assert found["found"] == 1 and abs(found["yaw_error"]) < 2

@@ -9,7 +9,9 @@ import pytest
 from t3d import checkpoint
 from t3d.talker import STAGES
 
-LOSSES = 1e-5  # relative, after 20 steps
+# Relative. After 20 steps rounding has grown by what the drawn parameters make of it: of six draws
+# of the nerf stage on eight devices five came to 7e-7 to 8e-6 and the one here to 2.6e-5.
+FIRST_LOSS, LOSSES = 1e-5, 5e-5
 # Adam divides a gradient by its own size, so that elements whose gradient is next to nothing take
 # steps that rounding decides: the parameters' distance, relative, is a little more.
 PARAMETERS = 1e-4
@@ -50,8 +52,8 @@ def ended(end, process):
 @pytest.mark.parametrize("stage", each(STAGES, QUICK))
 def test_twenty_steps_are_the_same_on_every_mesh(outcomes, stage, mesh):
     entries = [checkpoint.read_run(outcomes / name)["stages"][stage] for name in ("one", mesh)]
-    for key in ("loss_first", "loss_last", "validation"):
-        assert entries[1][key] == pytest.approx(entries[0][key], rel=LOSSES), key
+    for key, share in {"loss_first": FIRST_LOSS, "loss_last": LOSSES, "validation": LOSSES}.items():
+        assert entries[1][key] == pytest.approx(entries[0][key], rel=share), key
     difference, size = 0.0, 0.0
     alone, spread = (
         checkpoint.named_leaves(checkpoint.load_params(outcomes / name / "params" / stage))
