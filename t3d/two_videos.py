@@ -28,6 +28,7 @@ from t3d.judges import Judge
 from t3d.measure import NO_FIGURE, Figures, Marks, Series, Truth
 from t3d.metrics import action_units
 from t3d.peers import lpips
+from t3d.prior import gaps
 
 LARGEST = 512  # pixels: side of the square that is compared
 UNLIKE = 0.02  # of the aspect ratio that two videos may differ by
@@ -84,7 +85,7 @@ class Film:
     @property
     def boxes(self) -> np.ndarray:
         """[T, 3] face crops (cx, cy, side), fractions of the square's side."""
-        points = framing.bridge(self.seen.points68, self.seen.found)
+        points = gaps.bridge(self.seen.points68, self.seen.found)
         return framing.face_boxes(points / self.images.shape[1])
 
     @property

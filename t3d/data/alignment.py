@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from t3d.data.video import FPS, RATE
+from t3d.metrics.lips import pearson
 from t3d.speech.features import MEL_RATE, mel
 
 FARTHEST = 15  # frames that the sound may be off by
@@ -67,10 +68,4 @@ def _shifted_r(moves: np.ndarray, rises: np.ndarray, known: np.ndarray, late) ->
     """Pearson r [K] of moves [T] where known with rises [T] that are late by [K] frames (those
     beyond an end come from the other)."""
     here = np.flatnonzero(known)
-    return np.array([_pearson(moves[here], rises[(here + k) % len(rises)]) for k in late])
-
-
-def _pearson(one: np.ndarray, two: np.ndarray) -> float:
-    """Pearson r of two series; 0 if one of them does not vary."""
-    one, two = one - one.mean(), two - two.mean()
-    return float(one @ two / max(np.sqrt((one @ one) * (two @ two)), 1e-12))
+    return np.array([pearson(moves[here], rises[(here + k) % len(rises)]) for k in late])

@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from t3d import assets
-from t3d.data import framing, video
+from t3d.data import video
 from t3d.data.mediapipe_tasks import open_task, to_image
 from t3d.data.threads import in_order
+from t3d.prior import gaps
 
 _SIDE = 256  # pixels; where persons are segmented
 _PERSON = 15  # of DeepLab's 21 classes (PASCAL VOC)
@@ -40,7 +41,7 @@ def head_masks(
     """
     points68 = np.asarray(points68, np.float32)
     found = np.isfinite(points68).all((1, 2))
-    points68 = points68[framing.nearest(found)] if found.any() else points68
+    points68 = points68[gaps.nearest(found)] if found.any() else points68
     cuts = np.zeros(len(found) - 1, bool) if shot is None else np.diff(shot) != 0
     number, is_key = _numbers(cuts | np.diff(found), every)
     with _open_segmenter() as segmenter:

@@ -31,7 +31,6 @@ OFFSET = 1  # frames that sound and lips may be apart
 SHARP = 0.5  # least strength of the finest detail of a sharp face, over the next coarser one
 SMALLEST = 32  # pixels of face height that detail is looked for in
 LOOKED_AT = 10  # each so many frames, for detail
-FACE_POINTS = np.array([27, 28, 29, 30, 33, 36, 39, 42, 45])  # of the 68: what does not move
 
 
 class Line(NamedTuple):
@@ -99,16 +98,10 @@ def head_turns(model: MorphableModel, points68: np.ndarray) -> tuple[np.ndarray,
 
     The scaled orthographic fit of the model's own mean to points that an expression does not move.
     """
-    rigid = np.asarray(model.mean)[np.asarray(model.landmarks68)][FACE_POINTS] @ cameras.FRONTAL
     known = np.isfinite(points68).all((1, 2))
-    seen = points68[known][:, FACE_POINTS]
-    seen = seen - seen.mean(1, keepdims=True)
-    affine = np.einsum("nk,tnd->tdk", np.linalg.pinv(rigid - rigid.mean(0)).T, seen)
-    rows = affine / np.linalg.norm(affine, axis=2).mean(1)[:, None, None]
-    whole = np.concatenate([rows, np.cross(rows[:, 0], rows[:, 1])[:, None]], 1)
-    u, _, vt = np.linalg.svd(whole)
+    turn, _, _ = tracker.orthographic_poses(model, points68[known])
     angles = np.full((2, len(points68)), np.nan)
-    angles[:, known] = Rotation.from_matrix(u @ vt).as_euler("YXZ", degrees=True)[:, :2].T
+    angles[:, known] = Rotation.from_matrix(turn).as_euler("YXZ", degrees=True)[:, :2].T
     return angles[0], angles[1]
 
 

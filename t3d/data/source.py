@@ -16,6 +16,7 @@ from t3d.data import framing, quality, shots, video
 from t3d.data.landmarks import Landmarks, detect
 from t3d.data.threads import prefetched
 from t3d.errors import UserError
+from t3d.prior import gaps
 
 SMALLEST_SHARE = 0.5  # of frames with the speaker's face, below which a clip is refused
 BLOCKS, BLOCK = 5, 8 * video.FPS  # how many parts of a clip a sampled look takes, and how long
@@ -101,7 +102,7 @@ def observe(clip: Clip, images: Iterable[np.ndarray], blocks: list[tuple[int, in
     found = shots.speaker_frames(cut, marks.points68, marks.found)
     check_share(clip, "one face, in one scene and one place, was found", found[looked])
     names = ("points68", "lips79", "blendshapes")
-    bridged = {n: framing.bridge(getattr(marks, n), found, cut.shot) for n in names}
+    bridged = {n: gaps.bridge(getattr(marks, n), found, cut.shot) for n in names}
     height, width = watch.shape[:2]
     box = (width / 2, height / 2, max(width, height))
     if not clip.truth:

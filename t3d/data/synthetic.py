@@ -27,7 +27,7 @@ from t3d.data.landmarks import BLENDSHAPES
 from t3d.data.video import FPS, RATE, write_video
 from t3d.errors import UserError
 from t3d.metrics import action_units
-from t3d.prior import basis, morphable, raster, shading
+from t3d.prior import basis, heads, morphable, raster, shading
 from t3d.prior.morphable import MorphableModel
 
 _FOCAL = 2.2  # × image side
@@ -462,17 +462,6 @@ _HAIR_COLOURS = ((0.20, 0.13, 0.08), (0.36, 0.22, 0.11), (0.55, 0.40, 0.22), (0.
 _CLOTH_COLOURS = ((0.20, 0.30, 0.45), (0.40, 0.20, 0.22), (0.25, 0.36, 0.30), (0.35, 0.34, 0.38))
 
 
-def _inner_dimming(model: MorphableModel, marks: np.ndarray) -> np.ndarray:
-    """[V] how much light reaches a vertex: the mouth's inside darkens with its depth."""
-    dark = np.ones(len(model.mean))
-    inside = np.isin(
-        model.region, [_region(model, n) for n in ("mouth_socket", "gums_tongue", "teeth")]
-    )
-    depth = marks[48:68, 2].mean() - model.mean[inside, 2]
-    dark[inside] = np.clip(0.85 - depth / 5.0, 0.12, 0.7)
-    return dark
-
-
 def _region(model: MorphableModel, name: str) -> int:
     return model.region_names.index(name)
 
@@ -497,7 +486,7 @@ def _surface(model: MorphableModel, shape: np.ndarray, albedo: np.ndarray, rng) 
     part[: len(bare)][~outside[bare].all(1)] = _INSIDE
     head = np.concatenate([np.where(outside, above, 1.0), np.ones(len(hair)), -np.ones(len(cloth))])
     tints = [rng.choice(_HAIR_COLOURS), rng.choice(_CLOTH_COLOURS)]
-    colours = [albedo * _inner_dimming(model, marks)[:, None]]
+    colours = [albedo * heads.light_inside(model, marks)[:, None]]
     colours += [
         np.tile(tint, (len(mesh), 1)) for tint, mesh in zip(tints, (hair, cloth), strict=True)
     ]

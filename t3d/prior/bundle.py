@@ -24,10 +24,11 @@ from t3d.prior.morphable import MorphableModel
 
 Array = Any
 INNER = slice(17, 68)  # of the 68 landmarks: those that are points of the surface
-POSE = 6
+POSE, FIXED = 6, 51 + 79
 INNER_LIP_PAIRS = np.array([[61, 67], [62, 66], [63, 65]]) - 17
 EYELID_PAIRS = np.array([[37, 41], [38, 40], [43, 47], [44, 46]]) - 17
 GAPS = np.concatenate([INNER_LIP_PAIRS, EYELID_PAIRS])
+BACKWARDS = 0.15  # σ that a blendshape may go the wrong way round
 INDEPENDENT = 7.0  # frames without common errors that tell as much of a speaker as a clip does
 SHARED_STEPS, LEARN_AT, OWN_STEPS = 24, (6, 12, 18), 10
 RAYLEIGH, HALF_NORMAL = 1.1774, 0.6745  # medians of a distance and of a distance along a line
@@ -186,11 +187,10 @@ def chosen_points(bank: Bank, shared: Shared, frames: Frames, seen: Seen) -> Arr
 def _chosen(bank: Bank, uv: Array, normal: Array) -> Array:
     """[T, 147] rows of the bank: the fixed points, and of each jaw line's candidates the outermost
     in the picture, where the silhouette is."""
-    fixed = len(bank.mean) - 17 * bank.candidates
-    jaw = uv[:, fixed:].reshape(len(uv), 17, bank.candidates, 2)
+    jaw = uv[:, FIXED:].reshape(len(uv), 17, bank.candidates, 2)
     outermost = jnp.argmax(jnp.einsum("tjcd,tjd->tjc", jaw, normal), -1)
-    rows = fixed + bank.candidates * jnp.arange(17) + outermost
-    return jnp.concatenate([jnp.broadcast_to(jnp.arange(fixed), (len(uv), fixed)), rows], 1)
+    rows = FIXED + bank.candidates * jnp.arange(17) + outermost
+    return jnp.concatenate([jnp.broadcast_to(jnp.arange(FIXED), (len(uv), FIXED)), rows], 1)
 
 
 def _robust(whitened: Array) -> Array:
@@ -222,9 +222,8 @@ def linearise(
     turned = by_point @ (frames.turn @ cameras.FRONTAL)[:, None]
 
     def of_basis(basis):  # [K, P, 3] -> [T, M, 2, K]
-        fixed = len(bank.mean) - 17 * bank.candidates
-        still = jnp.einsum("tmcd,kmd->tmck", turned[:, :fixed], basis[:, :fixed])
-        sliding = jnp.einsum("tmcd,ktmd->tmck", turned[:, fixed:], basis[:, rows[:, fixed:]])
+        still = jnp.einsum("tmcd,kmd->tmck", turned[:, :FIXED], basis[:, :FIXED])
+        sliding = jnp.einsum("tmcd,ktmd->tmck", turned[:, FIXED:], basis[:, rows[:, FIXED:]])
         return jnp.concatenate([still, sliding], 1)
 
     share = (depth / below)[..., None]
@@ -250,30 +249,35 @@ def _jaw_axes(normal: Array) -> Array:
     return jnp.stack([normal, along / JAW_SLIDES], -2)
 
 
-def _whitened(uv, by_frame, by_shared, seen: Seen, noise: Noise) -> Residuals:
-    """Image points [T, 147, 2] and derivatives as rows of residuals in deviations."""
-    count = 51 + 79
-    found = seen.found[:, None, None]
+def _left(uv: Array, seen: Seen, noise: Noise) -> list[Array]:
+    """What is left of the image points [T, 147, 2] in deviations: of the fixed points
+    [T, 130, 2], the jaw line (across and along it) [T, 17, 2] and the gaps [T, 7, 2]."""
     target = jnp.concatenate([seen.inner, seen.lips], 1)
     deviation = jnp.concatenate([noise.inner, noise.lips])[:, None]
-    points = (uv[:, :count] - target) / deviation
-    pull = _robust(points)[..., None] / deviation * found
-    axes = _jaw_axes(seen.normal)
-    jaw = jnp.einsum("tjad,tjd->tja", axes, uv[:, count:] - seen.jaw)
-    jaw_pull = _robust(jaw / noise.jaw[:, None])[..., None] / noise.jaw[:, None] * found
+    jaw = jnp.einsum("tjad,tjd->tja", _jaw_axes(seen.normal), uv[:, FIXED:] - seen.jaw)
     first, second = GAPS.T
     gap = (uv[:, first] - uv[:, second]) - (seen.inner[:, first] - seen.inner[:, second])
-    gap_pull = _robust(gap / noise.gap)[..., None] / noise.gap * found
-    value = [(uv[:, :count] - target) * pull, jaw * jaw_pull, gap * gap_pull]
+    return [(uv[:, :FIXED] - target) / deviation, jaw / noise.jaw[:, None], gap / noise.gap]
+
+
+def _whitened(uv, by_frame, by_shared, seen: Seen, noise: Noise) -> Residuals:
+    """Image points [T, 147, 2] and derivatives as rows of residuals, reweighted."""
+    left = _left(uv, seen, noise)
+    weights = [_robust(group)[..., None] * seen.found[:, None, None] for group in left]
+    deviation = jnp.concatenate([noise.inner, noise.lips])[:, None]
+    pull = [w / d for w, d in zip(weights, (deviation, noise.jaw[:, None], noise.gap), strict=True)]
+    axes = _jaw_axes(seen.normal)
+    first, second = GAPS.T
 
     def rows(by):  # [T, 147, 2, N] -> [T, R, N]
-        across = jnp.einsum("tjcn,tjac->tjan", by[:, count:], axes)
-        parts = [by[:, :count] * pull[..., None], across * jaw_pull[..., None]]
-        parts.append((by[:, first] - by[:, second]) * gap_pull[..., None])
+        across = jnp.einsum("tjcn,tjac->tjan", by[:, FIXED:], axes)
+        parts = [by[:, :FIXED], across, by[:, first] - by[:, second]]
+        parts = [part * p[..., None] for part, p in zip(parts, pull, strict=True)]
         return jnp.concatenate([p.reshape(len(uv), -1, by.shape[-1]) for p in parts], 1)
 
+    values = [group * weight for group, weight in zip(left, weights, strict=True)]
     return Residuals(
-        jnp.concatenate([v.reshape(len(uv), -1) for v in value], 1),
+        jnp.concatenate([v.reshape(len(uv), -1) for v in values], 1),
         rows(by_frame),
         None if by_shared is None else rows(by_shared),
     )
@@ -283,11 +287,12 @@ def _expression_prior(frames: Frames, seen: Seen, noise: Noise, bounded: Array):
     """Gradient [T, K] and curvature [T, K] of what is believed of the expression: near the
     detector's, and no blendshape (`bounded` [K]) the wrong way round."""
     away = frames.expression - seen.prior
-    negative = (frames.expression < 0) * bounded / 0.15**2
+    negative = (frames.expression < 0) * bounded / BACKWARDS**2
     weight = 1 / noise.expression**2
     return away * weight + frames.expression * negative, weight + negative
 
 
+@jax.jit
 def frame_equations(bank, shared, frames, seen, noise, bounded):
     """Gauss-Newton equations of each frame: matrices [T, N, N] and right sides [T, N], N = 6 + K.
 
@@ -303,21 +308,10 @@ def frame_equations(bank, shared, frames, seen, noise, bounded):
 
 def cost(bank, shared, frames, seen, noise, bounded) -> Array:
     """[T] what Gauss-Newton makes small: robust squares of the landmarks' residuals and priors."""
-    uv = chosen_points(bank, shared, frames, seen)
-    count = 51 + 79
-    target = jnp.concatenate([seen.inner, seen.lips], 1)
-    deviation = jnp.concatenate([noise.inner, noise.lips])[:, None]
-    jaw = jnp.einsum("tjad,tjd->tja", _jaw_axes(seen.normal), uv[:, count:] - seen.jaw)
-    first, second = GAPS.T
-    gap = (uv[:, first] - uv[:, second]) - (seen.inner[:, first] - seen.inner[:, second])
-
-    def robust(whitened):
-        return jnp.sum(9 * jnp.log1p(jnp.sum(whitened**2, -1) / 9), -1)
-
-    seen_cost = robust((uv[:, :count] - target) / deviation)
-    seen_cost += robust(jaw / noise.jaw[:, None]) + robust(gap / noise.gap)
+    left = _left(chosen_points(bank, shared, frames, seen), seen, noise)
+    seen_cost = sum(jnp.sum(9 * jnp.log1p(jnp.sum(g**2, -1) / 9), -1) for g in left)
     away = (frames.expression - seen.prior) / noise.expression
-    negative = jnp.minimum(frames.expression, 0) * bounded / 0.15
+    negative = jnp.minimum(frames.expression, 0) * bounded / BACKWARDS
     return 0.5 * (seen_cost * seen.found + jnp.sum(away**2 + negative**2, -1))
 
 
@@ -434,7 +428,11 @@ def fit_shared(
 
 @jax.jit
 def fit_own(bank, shared, frames, seen, noise, bounded) -> Frames:
-    """Every frame's pose and expression by itself (Levenberg-Marquardt)."""
+    """Every frame's pose and expression by itself (Levenberg-Marquardt).
+
+    Args:
+        frames: where they start, T of them; bounded: [K] as of `fit_shared`.
+    """
     diagonal = jnp.arange(POSE + frames.expression.shape[1])
 
     def step(_, state):
@@ -457,12 +455,6 @@ def fit_own(bank, shared, frames, seen, noise, bounded) -> Frames:
 
     now = cost(bank, shared, frames, seen, noise, bounded)
     return jax.lax.fori_loop(0, OWN_STEPS, step, (frames, now, jnp.full(len(now), 1e-2)))[0]
-
-
-@jax.jit
-def own_equations(bank, shared, frames, seen, noise, bounded):
-    """`frame_equations`, compiled."""
-    return frame_equations(bank, shared, frames, seen, noise, bounded)
 
 
 def bends(frames: Frames) -> Array:

@@ -149,7 +149,7 @@ class _Painter:
         faces = np.tile(np.arange(len(self._triangles)), 3)
         shape = (len(model.mean), len(self._triangles))
         self._around = csr_array((np.ones(len(faces), np.float32), (corners, faces)), shape)
-        self._reach = _light_inside(model)
+        self._reach = light_inside(model, model.mean[model.landmarks68])
 
     def __call__(self, world, skin, light, intrinsics, seed) -> np.ndarray:
         rng, size = np.random.default_rng(seed), FINER * self._side
@@ -169,13 +169,17 @@ class _Painter:
         return total / np.maximum(np.linalg.norm(total, axis=-1, keepdims=True), 1e-10)
 
 
-def _light_inside(model: MorphableModel) -> np.ndarray:
-    """[V] how much light reaches a vertex: the mouth's inside darkens with its depth (cm)."""
+def light_inside(model: MorphableModel, marks: np.ndarray) -> np.ndarray:
+    """[V] how much light reaches a vertex: the mouth's inside darkens with its depth (cm).
+
+    Args:
+        marks: [68, 3] cm, the landmarks of a head.
+    """
     reach = np.ones(len(model.mean), np.float32)
     names = [k for k, name in enumerate(model.region_names) if name in INSIDE]
     inside = np.isin(model.region, names)
-    lips = model.mean[model.landmarks68[48:68], 2].mean()
-    reach[inside] = np.clip(0.85 - (lips - model.mean[inside, 2]) / 5, 0.12, 0.7)
+    depth = marks[48:68, 2].mean() - model.mean[inside, 2]
+    reach[inside] = np.clip(0.85 - depth / 5, 0.12, 0.7)
     return reach
 
 

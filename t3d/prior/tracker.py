@@ -15,7 +15,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from t3d import camera as cameras
-from t3d.prior import bundle, morphable, raster, shading
+from t3d.prior import bundle, gaps, morphable, raster, shading
 from t3d.prior.morphable import EXPRESSION_DIM, EXPRESSION_STD, IDENTITY_DIM, MorphableModel
 
 FOCAL_PRIOR = 4.0  # × image side: HeadNeRF's; a frontal clip cannot tell the focal length
@@ -57,7 +57,7 @@ def track(
         expression [T, 79], rotvec [T, 3], translation [T, 3] (cm), head_to_world [T, 4, 4],
         illumination [T, 27], identity [100], albedo [100], intrinsics [4], residual [T] (mean
         landmark distance, fractions of the outer eye distance; NaN where nothing was found),
-        trusted [T] bool (found, and landmarks and skin are where the model says), psnr [T] (dB,
+        trusted [T] bool (found, and the landmarks are where the model says), psnr [T] (dB,
         over the visible skin), focal_deviation [] (of log focal length; the focal length is
         `FOCAL_PRIOR` where that exceeds `OBSERVABLE`), jitter [2] (median change of the head's
         turning per frame, degrees: of frames fitted each by itself, and of these).
@@ -74,9 +74,9 @@ def track(
     return floats | {"trusted": np.asarray(fitted["trusted"], bool)}
 
 
-def _seen(landmarks: Any, found: np.ndarray, moving: int, bridged: np.ndarray) -> bundle.Seen:
+def _seen(landmarks: Any, found, shot, moving: int, bridged: np.ndarray) -> bundle.Seen:
     """The detections as the fit wants them."""
-    lips = _bridge(np.asarray(landmarks.lips79, np.float32), found) - 0.5
+    lips = gaps.bridge(landmarks.lips79, found, shot) - 0.5
     points = bridged - 0.5
     jaw = points[:, JAW]
     along = np.gradient(jaw, axis=1)
@@ -86,32 +86,36 @@ def _seen(landmarks: Any, found: np.ndarray, moving: int, bridged: np.ndarray) -
     normal *= np.sign(np.sum(normal * outwards, -1, keepdims=True))
     prior = np.zeros((len(found), moving), np.float32)
     if landmarks.blendshapes is not None:
-        weights = _bridge(np.asarray(landmarks.blendshapes, np.float32), found)
+        weights = gaps.bridge(landmarks.blendshapes, found, shot)
         prior[:, : weights.shape[1]] = weights / EXPRESSION_STD
     parts = (points[:, 17:], lips, jaw, normal, found, prior)
     return bundle.Seen(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
-def _bridge(values: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Fills frames without a detection by interpolation between their neighbours."""
-    flat = values.reshape(len(values), -1)
-    index = np.arange(len(values))
-    filled = [np.interp(index, index[found], column[found]) for column in flat.T]
-    return np.stack(filled, -1).reshape(values.shape).astype(np.float32)
+def orthographic_poses(model: MorphableModel, points68: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Scaled orthographic poses of the model's mean, from landmarks that no expression moves.
 
+    Args:
+        points68: [T, 68, 2] in any unit.
 
-def _initial_frames(model: MorphableModel, points: np.ndarray, seen: bundle.Seen) -> bundle.Frames:
-    """Weak-perspective poses from the rigid landmarks, and the detector's expressions."""
+    Returns:
+        turn [T, 3, 3] away from facing the camera, scale [T] (units per cm), and the image point of
+        the head's origin [T, 2].
+    """
     rigid = np.asarray(model.mean)[np.asarray(model.landmarks68)[RIGID]] @ cameras.FRONTAL
     centre = rigid.mean(0)
-    observed = points[:, RIGID]
-    middle = observed.mean(1)
-    affine = np.einsum("nk,tnd->tdk", np.linalg.pinv(rigid - centre).T, observed - middle[:, None])
+    middle = points68[:, RIGID].mean(1, keepdims=True)
+    affine = np.einsum("nk,tnd->tdk", np.linalg.pinv(rigid - centre).T, points68[:, RIGID] - middle)
     scale = np.linalg.norm(affine, axis=2).mean(1)
     rows = affine / scale[:, None, None]
     u, _, vt = np.linalg.svd(np.concatenate([rows, np.cross(rows[:, 0], rows[:, 1])[:, None]], 1))
     turn = u @ vt
-    origin = middle - 0.5 - scale[:, None] * (turn @ centre)[:, :2]
+    return turn, scale, middle[:, 0] - scale[:, None] * (turn @ centre)[:, :2]
+
+
+def _initial_frames(model: MorphableModel, points: np.ndarray, seen: bundle.Seen) -> bundle.Frames:
+    """Orthographic poses, and the detector's expressions."""
+    turn, scale, origin = orthographic_poses(model, points - 0.5)
     place = np.concatenate([origin, -np.log(scale)[:, None]], 1)
     parts = (turn, place, np.maximum(seen.prior, 0))
     return bundle.Frames(*(jnp.asarray(part, jnp.float32) for part in parts))
@@ -119,11 +123,11 @@ def _initial_frames(model: MorphableModel, points: np.ndarray, seen: bundle.Seen
 
 def _fit_geometry(model, landmarks, found, shot, fit_frames, report):
     """All but colours, and which frames' landmarks fit the model as well as most do."""
-    points = _bridge(np.asarray(landmarks.points68, np.float32), found)
+    points = gaps.bridge(landmarks.points68, found, shot)
     eyes = float(np.median(np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)[found]))
     bank = bundle.make_bank(model)
     moving = bank.expression.shape[0]
-    seen = _seen(landmarks, found, moving, points)
+    seen = _seen(landmarks, found, shot, moving, points)
     frames = _initial_frames(model, points, seen)
     named = landmarks.blendshapes is not None and len(model.expression_names) > 0
     bounded = jnp.full(moving, float(named))
@@ -200,7 +204,7 @@ def _fit_frames(
     found = np.asarray(seen.found) > 0
     one_shot = (shot[2:] == shot[:-2]) & (shot[2:] == shot[1:-1])
     together = one_shot & found[2:] & found[1:-1] & found[:-2]
-    matrix, side = by_chunk(bundle.own_equations, frames)
+    matrix, side = by_chunk(bundle.frame_equations, frames)
     if together.sum() < 3:
         return own, frames
     stiffness = bundle.stiffness_of(np.asarray(matrix), np.asarray(bundle.bends(frames)), together)
@@ -211,7 +215,7 @@ def _fit_frames(
         )
         report(60 + 40 * (step + 1) // JOINED_STEPS, 100)
         if step + 1 < JOINED_STEPS:
-            matrix, side = by_chunk(bundle.own_equations, frames)
+            matrix, side = by_chunk(bundle.frame_equations, frames)
     return own, frames
 
 

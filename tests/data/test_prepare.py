@@ -14,6 +14,7 @@ from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.data.synthetic import synthesize
 from t3d.errors import UserError
 from t3d.metrics.action_units import ACTION_UNITS
+from t3d.prior import gaps
 
 SIZE = 64
 
@@ -96,7 +97,7 @@ def test_gaps_in_the_landmarks_are_bridged_in_a_straight_line():
     values = np.arange(10.0)[:, None, None] * np.ones((1, 2, 2))
     found = np.ones(10, bool)
     found[[0, 4, 5, 9]] = False
-    bridged = framing.bridge(np.where(found[:, None, None], values, np.nan), found)
+    bridged = gaps.bridge(np.where(found[:, None, None], values, np.nan), found)
     expected = values.copy()
     expected[0], expected[9] = values[1], values[8]
     np.testing.assert_allclose(bridged, expected)
