@@ -9,12 +9,11 @@ import pytest
 from t3d import checkpoint
 from t3d.talker import STAGES
 
-# Relative. After 20 steps rounding has grown by what the drawn parameters make of it: of six draws
-# of the nerf stage on eight devices five came to 7e-7 to 8e-6 and the one here to 2.6e-5.
-FIRST_LOSS, LOSSES = 1e-5, 5e-5
-# Adam divides a gradient by its own size, so that elements whose gradient is next to nothing take
-# steps that rounding decides: the parameters' distance, relative, is a little more.
-PARAMETERS = 1e-4
+# Relative. Adam divides a gradient by its own size, so that elements whose gradient is next to
+# nothing take steps that rounding decides. What 20 steps make of that hangs on parameters and data:
+# losses of the nerf stage on eight devices are 2e-7 to 8e-6 apart in ten draws, 3e-5 in two of this
+# test's own.
+FIRST_LOSS, LOSSES, PARAMETERS = 1e-5, 2e-4, 1e-3
 COUNTERS = {"params/au_usage", "params/global_usage"}
 SCRIPT = Path(__file__).with_name("steps.py")
 QUICK = ("speech", "nerf", "space")  # the other stages: with --full

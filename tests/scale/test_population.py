@@ -14,6 +14,9 @@ from t3d.errors import UserError
 from t3d.train import sharding, trainer
 
 TOLERANCE = 1e-4
+# Rounding grows: at the rate 0.02 of one member its parameters are 2e-7 apart after one step, 2e-5
+# after 4, 1e-4 after 8, 2e-2 after 20 (what Adam makes of gradients that are next to nothing).
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ OVERRIDES = [
     f"stages.{name}.{key}={value}"
     for name in talker.STAGES
     for key, value in {
-        "steps": 20,
+        "steps": STEPS,
         "save_every": 0,
         "validate_every": 0,
         "batch_size": 4,
