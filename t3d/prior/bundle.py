@@ -390,7 +390,6 @@ def fit_shared(
     noise: Noise,
     bounded: Array,
     eyes: float,
-    independent: float = INDEPENDENT,
     progress=lambda done: None,
 ) -> tuple[Shared, Frames, Noise, float]:
     """Shape and perspective of a speaker from some frames, and how noisy the landmarks are.
@@ -402,9 +401,9 @@ def fit_shared(
 
     Returns:
         what the speaker keeps, the frames, the noise, and the deviation of kappa. The frames'
-        errors are alike: together they count as `independent` frames.
+        errors are alike: together they count as `INDEPENDENT` frames.
     """
-    worth, damping = jnp.float32(min(1.0, independent / len(frames.place))), 1e-2
+    worth, damping = jnp.float32(min(1.0, INDEPENDENT / len(frames.place))), 1e-2
     now = float(_total(bank, shared, frames, seen, noise, bounded, worth))
     for step in range(SHARED_STEPS):
         new, new_frames, _ = _shared_step(

@@ -25,7 +25,6 @@ KAPPA_NOISE = 0.5  # deviation of 1 / focal length about 1 / FOCAL_PRIOR
 NAMED_NOISE = 0.3  # σ by which a detector's blendshape weights are off
 SHARED_FRAMES = 200  # that a speaker's constants are fitted on
 CHUNK = 256
-IN_MODEL = 30.0  # frames that a clip counts as where nothing but the model may explain it
 JOINED_STEPS = 3
 FAR_OFF, LEAST_FAR = 3.0, 0.04  # residuals, times the median and in eye distances, of a lost face
 RIGID = np.array([27, 28, 29, 30, 33, 36, 39, 42, 45])  # nose and eye corners
@@ -156,7 +155,7 @@ def _fit_geometry(model, landmarks, found, shot, fit_frames, report):
         shape=jnp.where(identity, 1.0, 1e-4), kappa=jnp.float32(1e-4), kappa_mean=kappa
     )
     start = bundle.Shared(jnp.where(identity, shared.shape, 0.0), kappa)
-    shared, _, learned, _ = bundle.fit_shared(bank, start, *some, held, bounded, eyes, IN_MODEL)
+    shared, _, learned, _ = bundle.fit_shared(bank, start, *some, held, bounded, eyes)
     own, frames = _fit_frames(bank, shared, frames, seen, learned, bounded, shot, report)
 
     focal = 1 / float(shared.kappa)
