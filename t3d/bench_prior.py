@@ -84,6 +84,6 @@ def track_figures(clip: synthetic.TurningClip, fitted: dict[str, np.ndarray]) ->
         "expression_pixels": float(np.median(away.mean(1)) * clip.pictures.shape[1]),
         "focal": float(fitted["intrinsics"][0] / truth["intrinsics"][0]),
         "focal_observable": float(fitted["focal_deviation"] < tracker.OBSERVABLE),
-        "relighting": float(np.median(10 ** (-fitted["psnr"] / 20))),
+        "relighting": float(np.nanmedian(10 ** (-fitted["psnr"] / 20))),
         "jitter": float(fitted["jitter"][1] / fitted["jitter"][0]),
     }

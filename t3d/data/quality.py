@@ -181,8 +181,9 @@ def fit_quality(model: MorphableModel, track: Arrays) -> dict[str, float]:
         tracked: share of frames; reprojection: median distance of the 68 landmarks over the outer
         eye distance; mouth_r: Pearson r of fitted and detected mouth opening, mouth_rmse: their
         difference over the deviation of the detected one; and, if the tracker tells it, psnr: over
-        visible skin in dB, focal: in image sides, focal_deviation: of its logarithm, jitter: of the
-        head's turns over that of frames fitted each by itself.
+        visible skin in dB by the albedo's codes, psnr_texture: by each vertex's own colour, focal:
+        in image sides, focal_deviation: of its logarithm, jitter: of the head's turns over that of
+        frames fitted each by itself.
     """
     found = track["found"]
     fitted, detected = fitted_points(model, track)[found], track["points68"][found]
@@ -195,7 +196,8 @@ def fit_quality(model: MorphableModel, track: Arrays) -> dict[str, float]:
         "mouth_rmse": float(np.sqrt(np.mean((ours - theirs) ** 2)) / max(np.std(theirs), 1e-9)),
     }
     if "psnr" in track:
-        figures["psnr"] = float(np.nanmedian(track["psnr"]))
+        for key in ("psnr", "psnr_texture"):
+            figures[key] = float(np.nanmedian(track[key]))
     if "focal_deviation" in track:
         own, joined = track["jitter"]
         figures |= {

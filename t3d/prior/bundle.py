@@ -171,11 +171,18 @@ def make_bank(model: MorphableModel) -> Bank:
 def _world(bank: Bank, shared: Shared, frames: Frames) -> tuple[Array, Array]:
     """About the head's origin in the camera's axes [T, P, 3], and the image points [T, P, 2]."""
     rest = bank.mean + jnp.einsum("k,kpd->pd", shared.shape, bank.shape)
-    moved = rest + jnp.einsum("tk,kpd->tpd", frames.expression, bank.expression)
+    world, uv, _ = _placed(rest, bank.expression, shared.kappa, frames)
+    return world, uv
+
+
+def _placed(rest: Array, expression: Array, kappa: Array, frames: Frames):
+    """The same of points at rest [P, 3] with expressions [K, P, 3]; and the denominators [T, P]."""
+    moved = rest + jnp.einsum("tk,kpd->tpd", frames.expression, expression)
     world = jnp.einsum("tij,tpj->tpi", frames.turn @ cameras.FRONTAL, moved)
     depth = jnp.exp(frames.place[:, 2])[:, None]
-    below = shared.kappa * world[..., 2] + depth
-    return world, (world[..., :2] + frames.place[:, None, :2] * depth[..., None]) / below[..., None]
+    below = kappa * world[..., 2] + depth
+    uv = (world[..., :2] + frames.place[:, None, :2] * depth[..., None]) / below[..., None]
+    return world, uv, below
 
 
 def chosen_points(bank: Bank, shared: Shared, frames: Frames, seen: Seen) -> Array:
@@ -211,22 +218,37 @@ def linearise(
     depth = jnp.exp(frames.place[:, 2])[:, None]
     below = shared.kappa * at[..., 2] + depth
 
-    zero = jnp.zeros_like(below)
-    by_point = jnp.stack(
-        [
-            jnp.stack([1 / below, zero, -shared.kappa * uv[..., 0] / below], -1),
-            jnp.stack([zero, 1 / below, -shared.kappa * uv[..., 1] / below], -1),
-        ],
-        -2,
-    )  # [T, M, 2, 3]
-    turned = by_point @ (frames.turn @ cameras.FRONTAL)[:, None]
+    by_rigid, turned = _derivatives(at, uv, below, frames, shared.kappa)
 
     def of_basis(basis):  # [K, P, 3] -> [T, M, 2, K]
         still = jnp.einsum("tmcd,kmd->tmck", turned[:, :FIXED], basis[:, :FIXED])
         sliding = jnp.einsum("tmcd,ktmd->tmck", turned[:, FIXED:], basis[:, rows[:, FIXED:]])
         return jnp.concatenate([still, sliding], 1)
 
-    share = (depth / below)[..., None]
+    by_frame = jnp.concatenate([by_rigid, of_basis(bank.expression)], -1)
+    by_shared = None
+    if with_shared:
+        by_kappa = (-uv * (at[..., 2] / below)[..., None])[..., None]
+        by_shared = jnp.concatenate([of_basis(bank.shape), by_kappa], -1)
+    return _whitened(uv, by_frame, by_shared, seen, noise)
+
+
+def _derivatives(at: Array, uv: Array, below: Array, frames: Frames, kappa: Array):
+    """Of image points uv [T, M, 2] by pose [T, M, 2, 6] and by place on the head [T, M, 2, 3].
+
+    Args:
+        at: [T, M, 3] about the head's origin in the camera's axes; below: [T, M] denominators.
+    """
+    zero = jnp.zeros_like(below)
+    by_point = jnp.stack(
+        [
+            jnp.stack([1 / below, zero, -kappa * uv[..., 0] / below], -1),
+            jnp.stack([zero, 1 / below, -kappa * uv[..., 1] / below], -1),
+        ],
+        -2,
+    )
+    turned = by_point @ (frames.turn @ cameras.FRONTAL)[:, None]
+    share = (jnp.exp(frames.place[:, 2])[:, None] / below)[..., None]
     by_place = jnp.concatenate(
         [
             share[..., None] * jnp.eye(2),
@@ -235,12 +257,7 @@ def linearise(
         -1,
     )
     skew = jnp.cross(at[..., None, :], by_point)  # d(uv)/dω, ω turning about the head's origin
-    by_frame = jnp.concatenate([skew, by_place, of_basis(bank.expression)], -1)
-    by_shared = None
-    if with_shared:
-        by_kappa = (-uv * (at[..., 2] / below)[..., None])[..., None]
-        by_shared = jnp.concatenate([of_basis(bank.shape), by_kappa], -1)
-    return _whitened(uv, by_frame, by_shared, seen, noise)
+    return jnp.concatenate([skew, by_place], -1), turned
 
 
 def _jaw_axes(normal: Array) -> Array:
@@ -304,6 +321,26 @@ def frame_equations(bank, shared, frames, seen, noise, bounded):
     side = -jnp.einsum("trn,tr->tn", rows.frame, rows.value)
     place = jnp.arange(POSE, matrix.shape[-1])
     return matrix.at[:, place, place].add(curvature), side.at[:, POSE:].add(-gradient)
+
+
+@jax.jit
+def pixel_equations(rest, expression, kappa, frames, left, slope, weight):
+    """Gauss-Newton equations [T, N, N], [T, N] of the colours at points of the surface.
+
+    Args:
+        rest: [V, 3] the speaker's points without expression; expression: [K, V, 3].
+        left: [T, V, 3] colours expected less colours seen there; slope: [T, V, 3, 2] how the
+            colours change with the image point; weight: [T, V] one over their variance.
+    """
+    world, uv, below = _placed(rest, expression, kappa, frames)
+    by_rigid, turned = _derivatives(world, uv, below, frames, kappa)
+    by_expression = jnp.einsum("tvcd,kvd->tvck", turned, expression)
+    by_frame = jnp.concatenate([by_rigid, by_expression], -1)
+    squared = jnp.einsum("tvia,tvib,tv->tvab", slope, slope, weight)
+    pulled = jnp.einsum("tvan,tvab->tvbn", by_frame, squared)
+    matrix = jnp.einsum("tvbn,tvbm->tnm", pulled, by_frame)
+    side = jnp.einsum("tvan,tvia,tvi,tv->tn", by_frame, slope, left, weight)
+    return matrix, side
 
 
 def cost(bank, shared, frames, seen, noise, bounded) -> Array:

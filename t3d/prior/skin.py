@@ -65,21 +65,29 @@ def smooth_modes(points: np.ndarray, count: int, spacing: float = 1.0) -> np.nda
     return (spread / np.sqrt(np.mean(spread**2, -1, keepdims=True))).astype(np.float32)
 
 
-def smooth_albedo_basis(points: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Albedo basis [100, V, 3] of a model without one: 33 smooth modes × 3 colours, the 100th zero.
+_HUES = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])  # light to dark, two hues
+_HUE_DEVIATIONS = (0.04, 0.01, 0.005)
+_HUE_MODES = (60, 20, 19)
 
-    The colours are orthogonal: light to dark (the three channels together), then two hues, a
-    quarter and an eighth as strong, as skin varies. Deviations fall with the mode's number.
+
+def smooth_albedo_basis(points: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Albedo basis [100, V, 3] of a model without one: smooth modes, each in up to three colours.
+
+    The colours are orthogonal: light to dark (60 modes), then two hues (20 and 19), less strong, as
+    skin varies; coarse modes first, and deviations fall with the mode's number. The 100th is zero.
 
     Args:
         points: [V, 3] centimetres.
         share: [V] in [0, 1], how much of the variation a vertex takes.
     """
-    modes = smooth_modes(points, ALBEDO_DIM // 3)
-    colours = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) * [[0.06], [0.015], [0.007]]
-    scaled = modes / (1.0 + 0.5 * np.arange(len(modes)))[:, None] * share
-    basis = np.einsum("mv,cd->mcvd", scaled, colours).reshape(-1, len(points), 3)
-    return padded(basis, ALBEDO_DIM)
+    modes = smooth_modes(points, max(_HUE_MODES))
+    basis = [
+        np.outer(mode * share * deviation / (1.0 + 0.1 * k), hue).reshape(-1, 3)
+        for k, mode in enumerate(modes)
+        for hue, deviation, count in zip(_HUES, _HUE_DEVIATIONS, _HUE_MODES, strict=True)
+        if k < count
+    ]
+    return padded(np.stack(basis), ALBEDO_DIM)
 
 
 def lip_targets(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:

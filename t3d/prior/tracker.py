@@ -7,15 +7,16 @@ the training frames only; pose, expression and illumination are per frame and sm
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from t3d import camera as cameras
-from t3d.prior import bundle, gaps, morphable, raster, shading
+from t3d.prior import appearance, bundle, gaps
 from t3d.prior.morphable import EXPRESSION_DIM, EXPRESSION_STD, IDENTITY_DIM, MorphableModel
 
 FOCAL_PRIOR = 4.0  # × image side: HeadNeRF's; a frontal clip cannot tell the focal length
@@ -26,6 +27,10 @@ NAMED_NOISE = 0.3  # σ by which a detector's blendshape weights are off
 SHARED_FRAMES = 200  # that a speaker's constants are fitted on
 CHUNK = 256
 JOINED_STEPS = 3
+FEW = 0.01  # share of lost frames that a speaker's constants bear
+COLOUR_FRAMES, PSNR_FRAMES, COLOUR_CHUNK = 48, 120, 64
+PIXELS_WORTH = 0.03  # share of the vertices' colours that err by themselves
+LIGHT_CHANGES = 3.0  # frames
 FAR_OFF, LEAST_FAR = 3.0, 0.04  # residuals, times the median and in eye distances, of a lost face
 RIGID = np.array([27, 28, 29, 30, 33, 36, 39, 42, 45])  # nose and eye corners
 
@@ -57,20 +62,55 @@ def track(
         illumination [T, 27], identity [100], albedo [100], intrinsics [4], residual [T] (mean
         landmark distance, fractions of the outer eye distance; NaN where nothing was found),
         trusted [T] bool (found, and the landmarks are where the model says), psnr [T] (dB,
-        over the visible skin), focal_deviation [] (of log focal length; the focal length is
-        `FOCAL_PRIOR` where that exceeds `OBSERVABLE`), jitter [2] (median change of the head's
-        turning per frame, degrees: of frames fitted each by itself, and of these).
+        between the visible skin and the codes' albedo in each frame's best light, of some frames,
+        else NaN), psnr_texture [T] (the same of each vertex's own colour), focal_deviation [] (of
+        log focal length; the focal length is `FOCAL_PRIOR` where that exceeds `OBSERVABLE`), jitter
+        [2] (median change of the head's turning per frame, degrees: of frames fitted each by
+        itself, and of these).
     """
     found = np.asarray(landmarks.found, bool)
     shot = np.asarray(getattr(landmarks, "shot", np.zeros(len(found), np.int32)))
     report = progress or (lambda done, total: None)
     with jax.default_matmul_precision("highest"):
-        fitted, trusted = _fit_geometry(model, landmarks, found, shot, fit_frames, report)
-        if not trusted.all():
-            fitted, _ = _fit_geometry(model, landmarks, trusted, shot, fit_frames, report)
-    fitted |= _fit_appearance(model, fitted, fit_frames, images, masks)
-    floats = {name: np.asarray(value, np.float32) for name, value in fitted.items()}
-    return floats | {"trusted": np.asarray(fitted["trusted"], bool)}
+        clip = _fit_landmarks(model, landmarks, found, shot, fit_frames, report)
+        lost = found & ~clip.trusted
+        if lost[fit_frames].mean() > FEW:
+            clip = _fit_landmarks(model, landmarks, clip.trusted, shot, fit_frames, report)
+        elif lost.any():
+            clip = _without(clip, model, landmarks, shot)
+        patch, pictures = appearance.patch_of(model), (images, masks)
+        colours = _colours(patch, clip, fit_frames, pictures)
+        light, pixels = _look(patch, colours, clip, pictures, report)
+        clip = clip._replace(frames=_join(clip, clip.frames, shot, pixels))
+    fitted = _parameters(clip)
+    light = gaussian_filter1d(light, LIGHT_CHANGES, axis=0, mode="nearest")
+    fitted |= {"albedo": colours.code, "illumination": light.reshape(-1, 27)}
+    fitted |= _psnr(patch, colours, fitted, clip.trusted, pictures)
+    report(100, 100)
+    return {
+        **{name: np.asarray(value, np.float32) for name, value in fitted.items()},
+        "residual": np.where(found, _residual(clip), np.nan).astype(np.float32),
+        "trusted": clip.trusted,
+        "focal_deviation": np.float32(clip.deviation),
+        "jitter": np.float32([_jitter(clip.own), _jitter(clip.frames)]),
+    }
+
+
+class _Clip(NamedTuple):
+    """What the landmarks tell of a clip: the speaker's constants (and the deviation of the log of
+    the focal length), what was seen and how noisy it is, each frame's own fit, the frames joined in
+    time and how stiff they are, and which frames' landmarks are believed."""
+
+    bank: bundle.Bank
+    shared: bundle.Shared
+    deviation: float
+    seen: bundle.Seen
+    noise: bundle.Noise
+    bounded: jax.Array
+    own: bundle.Frames
+    frames: bundle.Frames
+    stiffness: jax.Array | None
+    trusted: np.ndarray
 
 
 def _seen(landmarks: Any, found, shot, moving: int, bridged: np.ndarray) -> bundle.Seen:
@@ -120,7 +160,7 @@ def _initial_frames(model: MorphableModel, points: np.ndarray, seen: bundle.Seen
     return bundle.Frames(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
-def _fit_geometry(model, landmarks, found, shot, fit_frames, report):
+def _fit_landmarks(model, landmarks, found, shot, fit_frames, report) -> _Clip:
     """All but colours, and which frames' landmarks fit the model as well as most do."""
     points = gaps.bridge(landmarks.points68, found, shot)
     eyes = float(np.median(np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)[found]))
@@ -134,14 +174,14 @@ def _fit_geometry(model, landmarks, found, shot, fit_frames, report):
         inner=jnp.full(51, 0.012 * eyes),
         lips=jnp.full(79, 0.02 * eyes),
         jaw=jnp.full(17, 0.08 * eyes),
-        gap=jnp.float32(0.012 * eyes),
+        gap=jnp.float32(0.008 * eyes),
         expression=jnp.full(moving, NAMED_NOISE if named else 1.0),
         shape=jnp.ones(len(bank.shape)),
         kappa=jnp.float32(KAPPA_NOISE),
         kappa_mean=jnp.float32(1 / FOCAL_PRIOR),
     )
     usable = fit_frames[found[fit_frames]]
-    chosen = usable[np.linspace(0, len(usable) - 1, min(SHARED_FRAMES, len(usable))).astype(int)]
+    chosen = _spread(usable, SHARED_FRAMES)
     some = jax.tree.map(lambda x: x[chosen], (frames, seen))
     start = bundle.Shared(jnp.zeros(len(bank.shape)), noise.kappa_mean)
     shared, _, learned, deviation = bundle.fit_shared(
@@ -156,173 +196,149 @@ def _fit_geometry(model, landmarks, found, shot, fit_frames, report):
     )
     start = bundle.Shared(jnp.where(identity, shared.shape, 0.0), kappa)
     shared, _, learned, _ = bundle.fit_shared(bank, start, *some, held, bounded, eyes)
-    own, frames = _fit_frames(bank, shared, frames, seen, learned, bounded, shot, report)
+    report(40, 100)
+    clip = _Clip(bank, shared, deviation, seen, learned, bounded, frames, frames, None, found)
+    own = _by_chunk(bundle.fit_own, clip, frames)
+    report(60, 100)
+    clip = clip._replace(own=own, stiffness=_stiffness(clip, own, shot))
+    clip = clip._replace(frames=_join(clip, own, shot))
+    residual = _residual(clip)
+    trusted = found & (residual < max(FAR_OFF * np.median(residual[found]), LEAST_FAR))
+    report(70, 100)
+    return clip._replace(trusted=trusted)
 
-    focal = 1 / float(shared.kappa)
-    fitted = np.asarray(bundle.chosen_points(bank, shared, frames, seen))
-    distance = np.linalg.norm(fitted[:, :51] - np.asarray(seen.inner), axis=-1).mean(-1)
-    residual = distance / np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)
-    usual = np.median(residual[found])
-    trusted = found & (residual < max(FAR_OFF * usual, LEAST_FAR))
-    scale = np.exp(np.asarray(frames.place[:, 2]))
-    place = np.asarray(frames.place)
+
+def _without(clip: _Clip, model, landmarks, shot) -> _Clip:
+    """The same, but the frames that are not trusted are bridged."""
+    points = gaps.bridge(landmarks.points68, clip.trusted, shot)
+    seen = _seen(landmarks, clip.trusted, shot, clip.bank.expression.shape[0], points)
+    bridged = _initial_frames(model, points, seen)
+
+    def pick(own, other):
+        return jnp.where(clip.trusted.reshape(-1, *[1] * (own.ndim - 1)), own, other)
+
+    own = jax.tree.map(pick, clip.own, bridged)
+    clip = clip._replace(seen=seen, own=own)
+    clip = clip._replace(stiffness=_stiffness(clip, own, shot))
+    return clip._replace(frames=_join(clip, own, shot))
+
+
+def _by_chunk(function, clip: _Clip, frames: bundle.Frames):
+    """function(bank, shared, frames, seen, noise, bounded) of a clip, `CHUNK` frames at a time."""
+    count, parts = len(frames.place), []
+    for start in range(0, count, CHUNK):
+        index = np.minimum(np.arange(start, start + CHUNK), count - 1)  # one shape for all
+        some = jax.tree.map(lambda x, index=index: x[index], (frames, clip.seen))
+        parts.append(function(clip.bank, clip.shared, *some, clip.noise, clip.bounded))
+    return jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *parts)
+
+
+def _stiffness(clip: _Clip, own: bundle.Frames, shot: np.ndarray) -> jax.Array | None:
+    """[T - 2, N] how firmly frames hold together, 0 over cuts; None where too few can tell."""
+    found = np.asarray(clip.seen.found) > 0
+    one_shot = (shot[2:] == shot[:-2]) & (shot[2:] == shot[1:-1])
+    together = one_shot & found[2:] & found[1:-1] & found[:-2]
+    if together.sum() < 3:
+        return None
+    matrix, _ = _by_chunk(bundle.frame_equations, clip, own)
+    stiffness = bundle.stiffness_of(np.asarray(matrix), np.asarray(bundle.bends(own)), together)
+    return jnp.asarray(one_shot[:, None] * stiffness, jnp.float32)
+
+
+def _join(clip: _Clip, frames: bundle.Frames, shot: np.ndarray, pixels=None) -> bundle.Frames:
+    """Frames that agree with the landmarks, with one another and, where given, with the pixels.
+
+    Args:
+        pixels: equations [T, N, N] and [T, N] of the colours at `frames`.
+    """
+    stiffness = clip.stiffness
+    if stiffness is None:
+        return frames
+    gone = jnp.zeros_like(stiffness, shape=(len(shot), stiffness.shape[1]))
+    for _ in range(JOINED_STEPS):
+        matrix, side = _by_chunk(bundle.frame_equations, clip, frames)
+        if pixels is not None:
+            matrix = matrix + pixels[0]
+            side = (
+                side + pixels[1] - jnp.einsum("tnm,tm->tn", pixels[0], gone * jnp.ones_like(side))
+            )
+        step = bundle.joined_step(matrix, side, bundle.bends(frames), stiffness)
+        frames, gone = bundle.moved(frames, step), gone + step
+    return frames
+
+
+def _residual(clip: _Clip) -> np.ndarray:
+    """[T] mean distance of the 51 landmarks inside the jaw line, over the eye distance."""
+    fitted = bundle.chosen_points(clip.bank, clip.shared, clip.frames, clip.seen)[:, :51]
+    inner = np.asarray(clip.seen.inner)
+    eyes = np.linalg.norm(inner[:, 36 - 17] - inner[:, 45 - 17], axis=-1)
+    return np.linalg.norm(np.asarray(fitted) - inner, axis=-1).mean(-1) / eyes
+
+
+def _parameters(clip: _Clip) -> dict[str, np.ndarray]:
+    """Codes, poses and camera of the frames."""
+    focal = 1 / float(clip.shared.kappa)
+    place = np.asarray(clip.frames.place)
+    scale = np.exp(place[:, 2])
     translation = np.stack([place[:, 0] * scale, place[:, 1] * scale, focal * scale], -1)
-    turn = np.asarray(frames.turn)
-    expression = np.zeros((len(found), EXPRESSION_DIM), np.float32)
-    expression[:, :moving] = frames.expression
+    turn = np.asarray(clip.frames.turn)
+    moving = clip.frames.expression.shape[1]
+    expression = np.zeros((len(place), EXPRESSION_DIM), np.float32)
+    expression[:, :moving] = clip.frames.expression
     return {
         "expression": expression,
         "rotvec": Rotation.from_matrix(turn).as_rotvec(),
         "translation": translation,
         "head_to_world": cameras.rigid(turn @ cameras.FRONTAL, translation.astype(np.float32)),
-        "identity": np.asarray(shared.shape[:IDENTITY_DIM]),
+        "identity": np.asarray(clip.shared.shape[:IDENTITY_DIM]),
         "intrinsics": np.array([focal, focal, 0.5, 0.5]),
-        "residual": np.where(found, residual, np.nan),
-        "trusted": trusted,
-        "focal_deviation": np.float32(deviation),
-        "jitter": np.array([_jitter(own), _jitter(frames)]),
-    }, trusted
+    }
 
 
-def _fit_frames(
-    bank, shared, frames, seen, noise, bounded, shot, report
-) -> tuple[bundle.Frames, bundle.Frames]:
-    """Poses and expressions of the whole clip: each frame's own, and joined in time."""
-    count = len(shot)
+def _colours(patch, clip: _Clip, fit_frames, pictures) -> appearance.Appearance:
+    """The speaker's colours, from some of the frames that they may be fitted on."""
+    some = _spread(fit_frames[clip.trusted[fit_frames]], COLOUR_FRAMES)
+    return appearance.fit(patch, appearance.look(patch, _parameters(clip), some, *pictures))
 
-    def by_chunk(function, frames):
-        parts = []
-        for start in range(0, count, CHUNK):
-            index = np.minimum(np.arange(start, start + CHUNK), count - 1)  # one shape for all
-            one = jax.tree.map(lambda x, index=index: x[index], (frames, seen))
-            parts.append(function(bank, shared, *one, noise, bounded))
-        return jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *parts)
 
-    own = frames = by_chunk(bundle.fit_own, frames)
-    report(60, 100)
-    found = np.asarray(seen.found) > 0
-    one_shot = (shot[2:] == shot[:-2]) & (shot[2:] == shot[1:-1])
-    together = one_shot & found[2:] & found[1:-1] & found[:-2]
-    matrix, side = by_chunk(bundle.frame_equations, frames)
-    if together.sum() < 3:
-        return own, frames
-    stiffness = bundle.stiffness_of(np.asarray(matrix), np.asarray(bundle.bends(frames)), together)
-    stiffness = jnp.asarray(one_shot[:, None] * stiffness, jnp.float32)
-    for step in range(JOINED_STEPS):
-        frames = bundle.moved(
-            frames, bundle.joined_step(matrix, side, bundle.bends(frames), stiffness)
-        )
-        report(60 + 40 * (step + 1) // JOINED_STEPS, 100)
-        if step + 1 < JOINED_STEPS:
-            matrix, side = by_chunk(bundle.frame_equations, frames)
-    return own, frames
+def _spread(frames: np.ndarray, count: int) -> np.ndarray:
+    return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)]
+
+
+def _look(patch, colours, clip: _Clip, pictures, report):
+    """Every frame's light [T, 9, 3], and equations [T, N, N], [T, N] of its pixels."""
+    fitted, count = _parameters(clip), len(clip.trusted)
+    rest = patch.model.mean + np.tensordot(fitted["identity"], patch.model.identity_basis, 1)
+    surface = rest[patch.at], patch.model.expression_basis[: len(clip.bounded), patch.at]
+    surface = [jnp.asarray(part, jnp.float32) for part in surface]
+    light, equations = [], []
+    for start in range(0, count, COLOUR_CHUNK):
+        index = np.minimum(np.arange(start, start + COLOUR_CHUNK), count - 1)  # one shape for all
+        views = appearance.look(patch, fitted, index, *pictures, slopes=True)
+        skin = appearance.skin_of(views, colours.centre, colours.precision)
+        light.append(appearance.lights(views, skin, colours.albedo))
+        left, weight = appearance.surprise(colours, views)
+        weight = PIXELS_WORTH * weight * clip.trusted[index, None]
+        told = [jnp.asarray(part, jnp.float32) for part in (left, views.slope, weight)]
+        frames = jax.tree.map(lambda x, index=index: x[index], clip.frames)
+        equations.append(bundle.pixel_equations(*surface, clip.shared.kappa, frames, *told))
+        report(70 + 25 * min(start + COLOUR_CHUNK, count) // count, 100)
+    pixels = jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *equations)
+    return np.concatenate(light)[:count], pixels
+
+
+def _psnr(patch, colours, fitted, trusted, pictures) -> dict[str, np.ndarray]:
+    """Of `PSNR_FRAMES` frames [T] (NaN of the others), of the codes and of the texture."""
+    some = _spread(np.flatnonzero(trusted), PSNR_FRAMES)
+    out = {name: np.full(len(trusted), np.nan) for name in ("psnr", "psnr_texture")}
+    for index in np.array_split(some, max(1, len(some) // COLOUR_CHUNK)):
+        views = appearance.look(patch, fitted, index, *pictures)
+        out["psnr"][index] = appearance.psnr(colours, views, colours.albedo)
+        out["psnr_texture"][index] = appearance.psnr(colours, views, colours.texture)
+    return out
 
 
 def _jitter(frames: bundle.Frames) -> float:
     """Median change of the head's turning from one frame to the next, degrees."""
     turning = np.asarray(bundle.bends(frames))[:, :3]
     return float(np.degrees(np.median(np.linalg.norm(turning, axis=-1)))) if len(turning) else 0.0
-
-
-def _skin(model: MorphableModel, count: int = 600) -> np.ndarray:
-    """Evenly chosen vertices of the face's skin that nothing hides from the front.
-
-    So no nostrils; and none more than 2 cm above the brows, where hair may be.
-    """
-    mean, region = np.asarray(model.mean), np.asarray(model.region)
-    size, scale = 512, 512 / 40  # pixels, pixels a centimetre
-    uv, depth = mean[:, :2] * [scale, -scale] + size / 2, 100 - mean[:, 2]
-    front = raster.rasterize(uv, depth, np.asarray(model.triangles), size, size).depth
-    column, row = np.clip(uv.astype(int), 0, size - 1).T
-    shown = depth < front[row, column] + 0.15
-    shown &= mean[:, 1] < mean[np.asarray(model.landmarks68)[17:27], 1].max() + 2
-    face = np.flatnonzero(shown & (region == model.region_names.index("face")))
-    return face[np.linspace(0, len(face) - 1, min(count, len(face))).astype(int)]
-
-
-def _sample(images: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Bilinear colours [n, V, C] of images [n, S, S, C] at fractions [n, V, 2]."""
-    size = images.shape[1]
-    x, y = np.moveaxis(np.clip(uv * size - 0.5, 0, size - 1.001), -1, 0)
-    x0, y0 = x.astype(int), y.astype(int)
-    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
-    n = np.arange(len(images))[:, None]
-    top = images[n, y0, x0] * (1 - fx) + images[n, y0, x0 + 1] * fx
-    bottom = images[n, y0 + 1, x0] * (1 - fx) + images[n, y0 + 1, x0 + 1] * fx
-    return top * (1 - fy) + bottom * fy
-
-
-def _fit_appearance(model, fitted, fit_frames, images, masks, passes: int = 3, chunk: int = 64):
-    """Albedo from 48 training frames, then illumination of every frame, by least squares."""
-    skin = _skin(model)
-    small = morphable.restrict(model, skin)
-    neighbourhood = np.unique(model.triangles[np.isin(model.triangles, skin).any(1)])
-    patch = morphable.restrict(model, neighbourhood)
-    remap = np.full(len(model.mean), -1)
-    remap[neighbourhood] = np.arange(len(neighbourhood))
-    triangles = remap[model.triangles]
-    triangles = triangles[(triangles >= 0).all(1)]
-
-    def observe(frames):
-        expressed = np.asarray(
-            morphable.vertices(patch, fitted["identity"], np.asarray(fitted["expression"])[frames])
-        )
-        world = cameras.transform(np.asarray(fitted["head_to_world"])[frames], expressed)
-        normals = np.asarray(morphable.vertex_normals(world, triangles))[:, remap[skin]]
-        world = world[:, remap[skin]]
-        uv, _ = cameras.project(cameras.recorded(np.asarray(fitted["intrinsics"])), world)
-        view = world / np.linalg.norm(world, axis=-1, keepdims=True)
-        pictures = images(frames).astype(np.float32) / 255
-        inside = _sample(masks(frames)[..., None].astype(np.float32), uv)[..., 0] > 0.5
-        visible = (np.sum(normals * view, -1) < -0.3) & inside
-        return _sample(pictures, uv), np.asarray(shading.sh_basis(normals)), visible
-
-    mean = np.asarray(small.albedo_mean)
-    basis = np.asarray(small.albedo_basis)
-    code = np.zeros(len(basis))
-    chosen = fit_frames[np.linspace(0, len(fit_frames) - 1, min(48, len(fit_frames))).astype(int)]
-    colours, bands, visible = observe(chosen)
-    for _ in range(passes):
-        albedo = np.clip(mean + np.tensordot(code, basis, 1), 0.02, 1.0)
-        light = _lights(colours, bands, visible, albedo)
-        lit = np.einsum("nvb,nbc->nvc", bands, light)
-        target = np.mean(np.where(visible[..., None], colours - mean * lit, 0), 0).reshape(-1)
-        shade = np.mean(np.where(visible[..., None], lit, 0), 0)
-        design = (basis * shade).reshape(len(basis), -1)
-        ridge = 1e-3 * design.shape[1] / len(basis) * np.eye(len(basis))
-        code = np.linalg.solve(design @ design.T + ridge, design @ target)
-    albedo = np.clip(mean + np.tensordot(code, basis, 1), 0.02, 1.0)
-    frames, lights, psnr = np.arange(len(fitted["expression"])), [], []
-    for start in range(0, len(frames), chunk):
-        colours, bands, visible = observe(frames[start : start + chunk])
-        lights.append(_lights(colours, bands, visible, albedo))
-        painted = np.clip(albedo * (bands @ lights[-1]), 0, 1)
-        error = np.mean((painted - colours) ** 2, -1) * visible
-        seen = np.maximum(visible.sum(1), 1)
-        psnr.append(-10 * np.log10(np.maximum(error.sum(1) / seen, 1e-9)))
-    light = _smooth(np.concatenate(lights).reshape(len(frames), 27))
-    return {"albedo": code, "illumination": light, "psnr": np.concatenate(psnr)}
-
-
-def _lights(colours, bands, visible, albedo, ridge: float = 1e-3) -> np.ndarray:
-    """Least-squares illumination [n, 9, 3] of each frame, held towards white frontal light."""
-    start = np.zeros((9, 3))
-    start[0] = 0.8
-    weight = visible.astype(np.float64)
-    light = np.empty((len(colours), 9, 3))
-    for channel in range(3):
-        design = bands * albedo[None, :, channel, None]
-        target = colours[..., channel] - design @ start[:, channel]
-        normal = np.einsum("nvb,nv,nvd->nbd", design, weight, design)
-        side = np.einsum("nvb,nv,nv->nb", design, weight, target)
-        held = ridge * (1 + weight.sum(1))[:, None, None] * np.eye(9)
-        light[..., channel] = (
-            start[:, channel] + np.linalg.solve(normal + held, side[..., None])[..., 0]
-        )
-    return light
-
-
-def _smooth(values: np.ndarray, deviation: float = 3.0) -> np.ndarray:
-    from scipy.ndimage import gaussian_filter1d
-
-    return gaussian_filter1d(values, deviation, axis=0, mode="nearest")
