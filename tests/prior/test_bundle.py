@@ -51,6 +51,33 @@ def test_derivatives_are_those_of_the_residuals(problem):
             np.testing.assert_allclose(ours, true, atol=1e-4 * np.abs(true).max())
 
 
+def test_pixel_equations_are_those_of_the_colours_differences(problem):
+    """On pictures whose colours are linear in the image point, Gauss-Newton's derivatives are
+    exact: those of the squares that the step makes small."""
+    bank, shared, frames, _, _ = problem
+    rng = np.random.default_rng(4)
+    count, size = 40, 6 + bank.expression.shape[0]
+    rest, expression = bank.mean[:count], bank.expression[:, :count]
+    ramp, known = rng.normal(size=(T, 3, 2)), rng.normal(size=(T, count, 3))
+    weight = rng.uniform(size=(T, count))
+
+    def residuals(step):
+        moved = bundle.moved(frames, jnp.broadcast_to(step, (T, size)))
+        uv = bundle._placed(rest, expression, shared.kappa, moved)[1]
+        return (jnp.einsum("tvd,tcd->tvc", uv, ramp) - known) * jnp.sqrt(weight)[..., None]
+
+    with jax.default_matmul_precision("highest"):
+        rows = jax.jacfwd(residuals)(jnp.zeros(size)).reshape(T, -1, size)
+        value = residuals(jnp.zeros(size)).reshape(T, -1)
+        left = -value.reshape(T, count, 3) / np.sqrt(weight)[..., None]
+        slope = np.broadcast_to(ramp[:, None], (T, count, 3, 2))
+        given = jax.tree.map(jnp.float32, (left, slope, weight))
+        matrix, side = bundle.pixel_equations(rest, expression, shared.kappa, frames, *given)
+    true = np.einsum("trn,trm->tnm", rows, rows), -np.einsum("trn,tr->tn", rows, value)
+    np.testing.assert_allclose(matrix, true[0], atol=1e-4 * np.abs(true[0]).max())
+    np.testing.assert_allclose(side, true[1], atol=1e-4 * np.abs(true[1]).max())
+
+
 def test_frames_that_were_not_found_have_no_residuals(problem):
     bank, shared, frames, seen, noise = problem
     lost = seen.replace(found=jnp.zeros(T))

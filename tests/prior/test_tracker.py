@@ -111,6 +111,14 @@ def test_rotation_is_known_to_a_degree(clip, fitted):
     assert np.median(degrees_between(found, clip.rotation)) < 1.0
 
 
+def test_pixels_tell_more_of_the_pose_than_landmarks_do(clip, fitted, monkeypatch):
+    monkeypatch.setattr(tracker, "PIXELS_WORTH", 0.0)
+    without = track(clip, clip.landmarks)["head_to_world"][:, :3, :3]
+    with_them = fitted["head_to_world"][:, :3, :3]
+    errors = [np.mean(degrees_between(r, clip.rotation)) for r in (with_them, without)]
+    assert errors[0] < 0.97 * errors[1]
+
+
 def test_fitted_light_and_albedo_paint_the_picture_again(clip, fitted):
     world = cameras.transform(
         fitted["head_to_world"],
