@@ -1,7 +1,8 @@
 """`t3d bench`: how fast the parts run on this machine, measured where their users meet them.
 
 data: does the input pipeline keep up with the trainer; population: what one program for several
-members saves; startup: what the cache of compiled programs saves; prior: how well the tracker does.
+members saves; startup: what the cache of compiled programs saves; prior: how good and how fast the
+tracker, the encoders and the rasteriser are.
 Figures of this machine stand in docs/benchmarks.md.
 """
 
@@ -311,7 +312,7 @@ def bench_command(args) -> None:
         raise UserError(f"--stage {unknown[0]}: no such stage; there are {', '.join(STAGES)}")
     if args.what == "prior":
         datasets = [SpeakerDataset(path) for path in (args.data or "").split(",") if path]
-        figures = bench_prior(datasets)
+        figures = bench_prior(datasets, _encoders(args.runs, datasets), args.prepare)
     elif args.what == "startup":
         figures = bench_startup(args.config, args.overrides, args.data, chosen[0])
     else:
@@ -330,6 +331,29 @@ def bench_command(args) -> None:
         write_atomically(Path(args.json), lambda path: path.write_text(text))
 
 
+def _encoders(paths: str | None, datasets: list[SpeakerDataset]) -> list[run.Run]:
+    """The runs, one for each dataset; a single one reads them all."""
+    if paths is None:
+        return []
+    folders = paths.split(",")
+    if len(folders) == 1:
+        folders *= len(datasets)
+    if not datasets or len(folders) != len(datasets):
+        raise UserError(
+            f"--run {paths}: give one run, or one for each dataset of --data "
+            f"({len(datasets)} given)"
+        )
+    runs = [run.open_run(folder, ["prior"]) for folder in folders]
+    for opened, data in zip(runs, datasets):
+        learned = opened.speakers[0].prior
+        if learned != data.meta["prior"]:
+            raise UserError(
+                f"--run {opened.workdir}: its codes are of {learned}, those of {data.path} of "
+                f"{data.meta['prior']}; give a dataset prepared with --prior {learned}"
+            )
+    return runs
+
+
 def _read_plan(path: str | None) -> dict | None:
     if path is None:
         return None
@@ -345,5 +369,5 @@ def _show(title: str, figures: Figures) -> None:
     table.add_column("figure")
     table.add_column("measured", justify="right")
     for name, value in figures.items():
-        table.add_row(name, f"{value:.4g}")
+        table.add_row(name, str(value) if isinstance(value, int) else f"{value:.4g}")
     Console().print(table)

@@ -339,6 +339,19 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument("--stage", help="of the training (data: all, else: nerf)")
     sub.add_argument("--members", type=int, default=8, help="of the population (8)")
     sub.add_argument("--plan", metavar="FILE", help="of t3d plan --json: the workers that it needs")
+    sub.add_argument(
+        "--run",
+        dest="runs",
+        metavar="RUN[,RUN…]",
+        help="prior: measure the encoder of this run of t3d train on the test frames of --data, or "
+        "of one run for each dataset; without --run there are no figures of encoders",
+    )
+    sub.add_argument(
+        "--prepare",
+        metavar="VIDEO",
+        help="prior: time t3d prepare on this video at 512 pixels; without it there are no such "
+        "figures",
+    )
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
 
     sub = command(

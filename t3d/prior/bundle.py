@@ -546,18 +546,18 @@ def joined_step(matrix, side, bend, stiffness, steps=150):
     return jax.scipy.sparse.linalg.cg(apply, start, M=precondition, maxiter=steps, tol=1e-5)[0]
 
 
-def stiffness_of(matrix: np.ndarray, bend: np.ndarray, together: np.ndarray) -> np.ndarray:
+def stiffness_of(matrix: np.ndarray, bend: np.ndarray) -> np.ndarray:
     """[N] how firmly each parameter is held straight: one over the variance of its true bends.
 
     The bends of frames fitted each by itself are the head's own and six times the fits' variance
     (which their equations tell); at least `OWN_BENDS` of them are taken for the head's.
 
     Args:
-        matrix: [T, N, N] of the frames' equations; bend: [T - 2, N]; together: [T - 2] bool, where
-            three frames in a row were seen and belong to one shot.
+        matrix: [n, N, N] of frames' equations; bend: [n, N] there, each the middle one of three
+            frames in a row that were seen and belong to one shot.
     """
-    variance = np.diagonal(np.linalg.inv(matrix[1:-1][together]), axis1=1, axis2=2)
-    seen = np.mean(np.minimum(bend[together] ** 2, 25 * np.median(bend[together] ** 2, 0)), 0)
+    variance = np.diagonal(np.linalg.inv(matrix), axis1=1, axis2=2)
+    seen = np.mean(np.minimum(bend**2, 25 * np.median(bend**2, 0)), 0)
     floor = np.where(np.arange(bend.shape[1]) < POSE, *OWN_BENDS)
     true = np.maximum(seen - 6 * np.median(variance, 0), floor * seen)
     return 1 / np.maximum(true, 1e-12)

@@ -7,6 +7,7 @@ the training frames only; pose, expression and illumination are per frame and sm
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,8 @@ NAMED_NOISE = 0.3  # σ by which a detector's blendshape weights are off
 SHARED_FRAMES = 200  # that a speaker's constants are fitted on
 CHUNK = 256
 JOINED_STEPS = 3
+WINDOW, OVERLAP = 2000, 50  # frames
+TELLING = 2000  # frames that tell how much a head moves by itself
 FEW = 0.01  # share of lost frames that a speaker's constants bear
 COLOUR_FRAMES, PSNR_FRAMES, COLOUR_CHUNK = 48, 120, 64
 PIXELS_WORTH = 0.03  # share of the vertices' colours that err by themselves
@@ -80,8 +83,9 @@ def track(
             clip = _without(clip, model, landmarks, shot)
         patch, pictures = appearance.patch_of(model), (images, masks)
         colours = _colours(patch, clip, fit_frames, pictures)
-        light, pixels = _look(patch, colours, clip, pictures, report)
-        clip = clip._replace(frames=_join(clip, clip.frames, shot, pixels))
+        look = partial(_look, patch, colours, clip, pictures)
+        frames, light = _join(clip, clip.frames, shot, look, report)
+        clip = clip._replace(frames=frames)
     fitted = _parameters(clip)
     light = gaussian_filter1d(light, LIGHT_CHANGES, axis=0, mode="nearest")
     fitted |= {"albedo": colours.code, "illumination": light.reshape(-1, 27)}
@@ -109,7 +113,7 @@ class _Clip(NamedTuple):
     bounded: jax.Array
     own: bundle.Frames
     frames: bundle.Frames
-    stiffness: jax.Array | None
+    stiffness: np.ndarray | None
     trusted: np.ndarray
 
 
@@ -201,7 +205,7 @@ def _fit_landmarks(model, landmarks, found, shot, fit_frames, report) -> _Clip:
     own = _by_chunk(bundle.fit_own, clip, frames)
     report(60, 100)
     clip = clip._replace(own=own, stiffness=_stiffness(clip, own, shot))
-    clip = clip._replace(frames=_join(clip, own, shot))
+    clip = clip._replace(frames=_join(clip, own, shot)[0])
     residual = _residual(clip)
     trusted = found & (residual < max(FAR_OFF * np.median(residual[found]), LEAST_FAR))
     report(70, 100)
@@ -220,48 +224,78 @@ def _without(clip: _Clip, model, landmarks, shot) -> _Clip:
     own = jax.tree.map(pick, clip.own, bridged)
     clip = clip._replace(seen=seen, own=own)
     clip = clip._replace(stiffness=_stiffness(clip, own, shot))
-    return clip._replace(frames=_join(clip, own, shot))
+    return clip._replace(frames=_join(clip, own, shot)[0])
 
 
-def _by_chunk(function, clip: _Clip, frames: bundle.Frames):
-    """function(bank, shared, frames, seen, noise, bounded) of a clip, `CHUNK` frames at a time."""
-    count, parts = len(frames.place), []
+def _by_chunk(function, clip: _Clip, frames: bundle.Frames, index: np.ndarray | None = None):
+    """function(bank, shared, frames, seen, noise, bounded) of some frames, `CHUNK` at a time.
+
+    Args:
+        frames: those of `index` [n] (None: all).
+    """
+    index = np.arange(len(clip.trusted)) if index is None else index
+    count, parts = len(index), []
     for start in range(0, count, CHUNK):
-        index = np.minimum(np.arange(start, start + CHUNK), count - 1)  # one shape for all
-        some = jax.tree.map(lambda x, index=index: x[index], (frames, clip.seen))
-        parts.append(function(clip.bank, clip.shared, *some, clip.noise, clip.bounded))
+        rows = np.minimum(np.arange(start, start + CHUNK), count - 1)  # one shape for all
+        some = jax.tree.map(lambda x, rows=rows: x[rows], frames)
+        seen = jax.tree.map(lambda x, rows=rows: x[index[rows]], clip.seen)
+        parts.append(function(clip.bank, clip.shared, some, seen, clip.noise, clip.bounded))
     return jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *parts)
 
 
-def _stiffness(clip: _Clip, own: bundle.Frames, shot: np.ndarray) -> jax.Array | None:
+def _stiffness(clip: _Clip, own: bundle.Frames, shot: np.ndarray) -> np.ndarray | None:
     """[T - 2, N] how firmly frames hold together, 0 over cuts; None where too few can tell."""
     found = np.asarray(clip.seen.found) > 0
     one_shot = (shot[2:] == shot[:-2]) & (shot[2:] == shot[1:-1])
     together = one_shot & found[2:] & found[1:-1] & found[:-2]
     if together.sum() < 3:
         return None
-    matrix, _ = _by_chunk(bundle.frame_equations, clip, own)
-    stiffness = bundle.stiffness_of(np.asarray(matrix), np.asarray(bundle.bends(own)), together)
-    return jnp.asarray(one_shot[:, None] * stiffness, jnp.float32)
+    some = _spread(np.flatnonzero(together), TELLING)
+    middle = jax.tree.map(lambda x: x[some + 1], own)
+    matrix, _ = _by_chunk(bundle.frame_equations, clip, middle, some + 1)
+    bends = np.asarray(bundle.bends(own))[some]
+    return one_shot[:, None] * np.float32(bundle.stiffness_of(np.asarray(matrix), bends))
 
 
-def _join(clip: _Clip, frames: bundle.Frames, shot: np.ndarray, pixels=None) -> bundle.Frames:
-    """Frames that agree with the landmarks, with one another and, where given, with the pixels.
+def _join(
+    clip: _Clip, frames: bundle.Frames, shot: np.ndarray, look=None, report=None
+) -> tuple[bundle.Frames, np.ndarray | None]:
+    """Frames that agree with the landmarks, with one another and, where looked at, with pixels.
+
+    Long clips are joined `WINDOW` frames at a time, with `OVERLAP` more at both ends.
 
     Args:
-        pixels: equations [T, N, N] and [T, N] of the colours at `frames`.
+        look: frames [n] -> their light [n, 9, 3] and equations of their pixels.
+
+    Returns:
+        the frames, and the light [T, 9, 3] if it was looked for.
     """
-    stiffness = clip.stiffness
-    if stiffness is None:
+    count, joined, light = len(shot), [], []
+    for start in range(0, count, WINDOW):
+        index = np.arange(max(start - OVERLAP, 0), min(start + WINDOW + OVERLAP, count))
+        kept = slice(start - index[0], start - index[0] + WINDOW)
+        some, pixels = jax.tree.map(lambda x, index=index: x[index], frames), None
+        if look:
+            lit, pixels = look(index)
+            light.append(lit[kept])
+            report(70 + 25 * min(start + WINDOW, count) // count, 100)
+        part = _join_window(clip, some, index, pixels)
+        joined.append(jax.tree.map(lambda x, kept=kept: x[kept], part))
+    frames = jax.tree.map(lambda *x: jnp.concatenate(x), *joined)
+    return frames, np.concatenate(light) if light else None
+
+
+def _join_window(clip: _Clip, frames: bundle.Frames, index, pixels) -> bundle.Frames:
+    """The frames [n] of a run of numbers `index`; pixels: equations of theirs, or None."""
+    if clip.stiffness is None or len(index) < 3:
         return frames
-    gone = jnp.zeros_like(stiffness, shape=(len(shot), stiffness.shape[1]))
+    stiffness = jnp.asarray(clip.stiffness[index[:-2]])
+    gone = 0.0
     for _ in range(JOINED_STEPS):
-        matrix, side = _by_chunk(bundle.frame_equations, clip, frames)
+        matrix, side = _by_chunk(bundle.frame_equations, clip, frames, index)
         if pixels is not None:
+            side = side + pixels[1] - jnp.einsum("tnm,tm->tn", pixels[0], gone + 0 * side)
             matrix = matrix + pixels[0]
-            side = (
-                side + pixels[1] - jnp.einsum("tnm,tm->tn", pixels[0], gone * jnp.ones_like(side))
-            )
         step = bundle.joined_step(matrix, side, bundle.bends(frames), stiffness)
         frames, gone = bundle.moved(frames, step), gone + step
     return frames
@@ -305,24 +339,24 @@ def _spread(frames: np.ndarray, count: int) -> np.ndarray:
     return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)]
 
 
-def _look(patch, colours, clip: _Clip, pictures, report):
-    """Every frame's light [T, 9, 3], and equations [T, N, N], [T, N] of its pixels."""
-    fitted, count = _parameters(clip), len(clip.trusted)
+def _look(patch, colours, clip: _Clip, pictures, frames: np.ndarray):
+    """The frames' light [n, 9, 3], and equations [n, N, N], [n, N] of their pixels."""
+    fitted, count = _parameters(clip), len(frames)
     rest = patch.model.mean + np.tensordot(fitted["identity"], patch.model.identity_basis, 1)
     surface = rest[patch.at], patch.model.expression_basis[: len(clip.bounded), patch.at]
     surface = [jnp.asarray(part, jnp.float32) for part in surface]
     light, equations = [], []
     for start in range(0, count, COLOUR_CHUNK):
-        index = np.minimum(np.arange(start, start + COLOUR_CHUNK), count - 1)  # one shape for all
+        # one shape for all
+        index = frames[np.minimum(np.arange(start, start + COLOUR_CHUNK), count - 1)]
         views = appearance.look(patch, fitted, index, *pictures, slopes=True)
         skin = appearance.skin_of(views, colours.centre, colours.precision)
         light.append(appearance.lights(views, skin, colours.albedo))
         left, weight = appearance.surprise(colours, views)
         weight = PIXELS_WORTH * weight * clip.trusted[index, None]
         told = [jnp.asarray(part, jnp.float32) for part in (left, views.slope, weight)]
-        frames = jax.tree.map(lambda x, index=index: x[index], clip.frames)
-        equations.append(bundle.pixel_equations(*surface, clip.shared.kappa, frames, *told))
-        report(70 + 25 * min(start + COLOUR_CHUNK, count) // count, 100)
+        some = jax.tree.map(lambda x, index=index: x[index], clip.frames)
+        equations.append(bundle.pixel_equations(*surface, clip.shared.kappa, some, *told))
     pixels = jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *equations)
     return np.concatenate(light)[:count], pixels
 

@@ -119,6 +119,16 @@ def test_pixels_tell_more_of_the_pose_than_landmarks_do(clip, fitted, monkeypatc
     assert errors[0] < 0.97 * errors[1]
 
 
+def test_a_long_clip_is_joined_in_windows_as_at_once(clip, fitted, monkeypatch):
+    monkeypatch.setattr(tracker, "WINDOW", 25)
+    monkeypatch.setattr(tracker, "OVERLAP", 12)
+    parts = track(clip, clip.landmarks)
+    apart = degrees_between(parts["head_to_world"][:, :3, :3], fitted["head_to_world"][:, :3, :3])
+    assert apart.max() < 0.06  # what single precision makes of no angle at all: 0.04
+    np.testing.assert_allclose(parts["expression"], fitted["expression"], atol=0.02)
+    np.testing.assert_allclose(parts["illumination"], fitted["illumination"], atol=1e-3)
+
+
 def test_fitted_light_and_albedo_paint_the_picture_again(clip, fitted):
     world = cameras.transform(
         fitted["head_to_world"],
