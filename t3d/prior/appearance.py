@@ -27,17 +27,20 @@ COLOUR_NOISE, INDEPENDENT = (
 )  # deviation of colours alike nearby; frames without common errors
 LEAST_NOISE = 0.01  # deviation of a colour
 SLOPE_STEP = 1.5  # pixels, to each side
+MOUTH = (3.2, 2.2)  # cm, half axes of the ellipse that is the mouth's surroundings
+FOREIGN, COVERED = 4.0, 0.35  # deviations of a colour that is not the mouth's; share of such
 GAUSSIAN = 1.4826  # deviation over median distance
 
 
 class Patch(NamedTuple):
     """The vertices [V] that colours are compared at; `model` has them (rows `at` [V]) and their
-    neighbours, joined by `triangles` [F, 3]."""
+    neighbours, joined by `triangles` [F, 3]; mouth [V] bool: on the lips and next to them."""
 
     vertices: np.ndarray
     model: MorphableModel
     at: np.ndarray
     triangles: np.ndarray
+    mouth: np.ndarray
 
 
 class Views(NamedTuple):
@@ -77,7 +80,11 @@ def patch_of(model: MorphableModel, count: int = POINTS) -> Patch:
     triangles = model.triangles[np.isin(model.triangles, vertices).any(1)]
     neighbours, rows = np.unique(triangles, return_inverse=True)
     small = morphable.restrict(model, neighbours)
-    return Patch(vertices, small, np.searchsorted(neighbours, vertices), rows.reshape(-1, 3))
+    marks = np.asarray(model.mean)[np.asarray(model.landmarks68)]
+    away = (np.asarray(model.mean)[vertices] - marks[[51, 57]].mean(0))[:, :2] / MOUTH
+    mouth = np.linalg.norm(away, axis=-1) < 1
+    at = np.searchsorted(neighbours, vertices)
+    return Patch(vertices, small, at, rows.reshape(-1, 3), mouth)
 
 
 def _front_of_face(model: MorphableModel) -> np.ndarray:
@@ -182,18 +189,28 @@ def fit(patch: Patch, views: Views) -> Appearance:
         matrix = flat * power.reshape(-1) @ flat.T + np.eye(len(basis))
         code = np.linalg.solve(matrix, flat @ pull.reshape(-1))
         albedo = np.clip(mean + np.tensordot(code, basis, 1), 0.02, 1.0)
-    lit = views.bands @ lights(views, skin, albedo)
-    texture = _texture(views, lit, albedo)
-    left = np.linalg.norm(views.colours - texture * lit, axis=-1) / np.sqrt(3)
-    noise = GAUSSIAN * np.ma.median(np.ma.array(left, mask=~views.visible), axis=0).filled(1.0)
-    return Appearance(code, albedo, texture, np.maximum(noise, LEAST_NOISE), *colour)
+    texture, noise = _texture(views, views.bands @ lights(views, skin, albedo), albedo)
+    return Appearance(code, albedo, texture, noise, *colour)
 
 
-def _texture(views: Views, lit: np.ndarray, albedo: np.ndarray) -> np.ndarray:
-    """[V, 3] the albedo of each vertex by itself; where it is never seen, what the codes say."""
-    shown = views.visible[..., None]
-    power, pull = np.sum(shown * lit**2, 0), np.sum(shown * lit * views.colours, 0)
-    return np.clip((pull + 0.1 * albedo) / (power + 0.1), 0.02, 1.0)
+def _texture(views: Views, lit: np.ndarray, albedo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[V, 3] the albedo of each vertex by itself (where it is never seen, what the codes say) and
+    [V] the deviation of its colours; robust, since something may be before it now and then."""
+    weight = views.visible.astype(np.float64)
+    for _ in range(3):
+        power = np.sum(weight[..., None] * lit**2, 0)
+        pull = np.sum(weight[..., None] * lit * views.colours, 0)
+        texture = np.clip((pull + 0.1 * albedo) / (power + 0.1), 0.02, 1.0)
+        left = np.linalg.norm(views.colours - texture * lit, axis=-1) / np.sqrt(3)
+        seen = np.ma.array(left, mask=~views.visible)
+        noise = np.maximum(GAUSSIAN * np.ma.median(seen, axis=0).filled(1.0), LEAST_NOISE)
+        weight = views.visible * cauchy((left / noise) ** 2)
+    return texture, noise
+
+
+def cauchy(squared: np.ndarray) -> np.ndarray:
+    """Weights of squared residuals in deviations: a half at 3 of them."""
+    return 1 / (1 + squared / 9)
 
 
 def surprise(speaker: Appearance, views: Views) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +223,7 @@ def surprise(speaker: Appearance, views: Views) -> tuple[np.ndarray, np.ndarray]
     light = lights(views, skin, speaker.texture)
     left = speaker.texture * (views.bands @ light) - views.colours
     squared = np.mean(left**2, -1) / speaker.noise**2
-    return left, views.visible / speaker.noise**2 / (1 + squared / 9)
+    return left, views.visible * cauchy(squared) / speaker.noise**2
 
 
 def lights(views: Views, weight: np.ndarray, albedo: np.ndarray, ridge: float = 1e-3) -> np.ndarray:
@@ -229,6 +246,21 @@ def lights(views: Views, weight: np.ndarray, albedo: np.ndarray, ridge: float = 
             start[:, channel] + np.linalg.solve(normal + held, side[..., None])[..., 0]
         )
     return light
+
+
+def covered(patch: Patch, speaker: Appearance, views: Views, left: np.ndarray) -> np.ndarray:
+    """[n] bool: something is before the mouth, whose landmarks are then the detector's invention.
+
+    Of two real clips' frames at most a fifth of the visible vertices about the mouth are foreign,
+    with a hand or a microphone before it half of them or more; a flat patch of just the speaker's
+    own colour is not noticed.
+
+    Args:
+        left: [n, V, 3] of `surprise`.
+    """
+    shown = views.visible & patch.mouth
+    foreign = shown & (np.mean(left**2, -1) > (FOREIGN * speaker.noise) ** 2)
+    return foreign.sum(1) > COVERED * np.maximum(shown.sum(1), 1)
 
 
 def psnr(speaker: Appearance, views: Views, albedo: np.ndarray) -> np.ndarray:

@@ -64,7 +64,8 @@ def track(
         expression [T, 79], rotvec [T, 3], translation [T, 3] (cm), head_to_world [T, 4, 4],
         illumination [T, 27], identity [100], albedo [100], intrinsics [4], residual [T] (mean
         landmark distance, fractions of the outer eye distance; NaN where nothing was found),
-        trusted [T] bool (found, and the landmarks are where the model says), psnr [T] (dB,
+        trusted [T] bool (found, the landmarks are where the model says, and nothing is before the
+        mouth), psnr [T] (dB,
         between the visible skin and the codes' albedo in each frame's best light, of some frames,
         else NaN), psnr_texture [T] (the same of each vertex's own colour), focal_deviation [] (of
         log focal length; the focal length is `FOCAL_PRIOR` where that exceeds `OBSERVABLE`), jitter
@@ -83,12 +84,16 @@ def track(
             clip = _without(clip, model, landmarks, shot)
         patch, pictures = appearance.patch_of(model), (images, masks)
         colours = _colours(patch, clip, fit_frames, pictures)
-        look = partial(_look, patch, colours, clip, pictures)
-        frames, light = _join(clip, clip.frames, shot, look, report)
+        look = partial(_look, patch, colours, pictures)
+        frames, light, covered = _join(clip, clip.frames, shot, look, report)
+        if (covered & clip.trusted).any():
+            trusted = clip.trusted & ~covered
+            clip = _without(clip._replace(trusted=trusted), model, landmarks, shot)
+            frames, light, _ = _join(clip, clip.frames, shot, look, report)
         clip = clip._replace(frames=frames)
     fitted = _parameters(clip)
-    light = gaussian_filter1d(light, LIGHT_CHANGES, axis=0, mode="nearest")
-    fitted |= {"albedo": colours.code, "illumination": light.reshape(-1, 27)}
+    light = gaps.bridge(light.reshape(-1, 27), clip.trusted, shot)
+    fitted |= {"albedo": colours.code, "illumination": _steady(light, shot)}
     fitted |= _psnr(patch, colours, fitted, clip.trusted, pictures)
     report(100, 100)
     return {
@@ -259,30 +264,32 @@ def _stiffness(clip: _Clip, own: bundle.Frames, shot: np.ndarray) -> np.ndarray 
 
 def _join(
     clip: _Clip, frames: bundle.Frames, shot: np.ndarray, look=None, report=None
-) -> tuple[bundle.Frames, np.ndarray | None]:
+) -> tuple[bundle.Frames, np.ndarray | None, np.ndarray | None]:
     """Frames that agree with the landmarks, with one another and, where looked at, with pixels.
 
     Long clips are joined `WINDOW` frames at a time, with `OVERLAP` more at both ends.
 
     Args:
-        look: frames [n] -> their light [n, 9, 3] and equations of their pixels.
+        look: (clip, frames [n]) -> their light [n, 9, 3], whether their mouths are covered [n], and
+            equations of their pixels.
 
     Returns:
-        the frames, and the light [T, 9, 3] if it was looked for.
+        the frames; and, if it was looked for, the light [T, 9, 3] and what is covered [T].
     """
-    count, joined, light = len(shot), [], []
+    count, joined, looks = len(shot), [], []
     for start in range(0, count, WINDOW):
         index = np.arange(max(start - OVERLAP, 0), min(start + WINDOW + OVERLAP, count))
         kept = slice(start - index[0], start - index[0] + WINDOW)
         some, pixels = jax.tree.map(lambda x, index=index: x[index], frames), None
         if look:
-            lit, pixels = look(index)
-            light.append(lit[kept])
+            *seen, pixels = look(clip, index)
+            looks.append([part[kept] for part in seen])
             report(70 + 25 * min(start + WINDOW, count) // count, 100)
         part = _join_window(clip, some, index, pixels)
         joined.append(jax.tree.map(lambda x, kept=kept: x[kept], part))
     frames = jax.tree.map(lambda *x: jnp.concatenate(x), *joined)
-    return frames, np.concatenate(light) if light else None
+    light, covered = map(np.concatenate, zip(*looks)) if looks else (None, None)
+    return frames, light, covered
 
 
 def _join_window(clip: _Clip, frames: bundle.Frames, index, pixels) -> bundle.Frames:
@@ -290,11 +297,11 @@ def _join_window(clip: _Clip, frames: bundle.Frames, index, pixels) -> bundle.Fr
     if clip.stiffness is None or len(index) < 3:
         return frames
     stiffness = jnp.asarray(clip.stiffness[index[:-2]])
-    gone = 0.0
+    gone = jnp.zeros((len(index), stiffness.shape[1]))
     for _ in range(JOINED_STEPS):
         matrix, side = _by_chunk(bundle.frame_equations, clip, frames, index)
         if pixels is not None:
-            side = side + pixels[1] - jnp.einsum("tnm,tm->tn", pixels[0], gone + 0 * side)
+            side = side + pixels[1] - jnp.einsum("tnm,tm->tn", pixels[0], gone)
             matrix = matrix + pixels[0]
         step = bundle.joined_step(matrix, side, bundle.bends(frames), stiffness)
         frames, gone = bundle.moved(frames, step), gone + step
@@ -331,7 +338,8 @@ def _parameters(clip: _Clip) -> dict[str, np.ndarray]:
 
 def _colours(patch, clip: _Clip, fit_frames, pictures) -> appearance.Appearance:
     """The speaker's colours, from some of the frames that they may be fitted on."""
-    some = _spread(fit_frames[clip.trusted[fit_frames]], COLOUR_FRAMES)
+    usable = fit_frames[clip.trusted[fit_frames]]
+    some = _spread(usable if len(usable) else fit_frames, COLOUR_FRAMES)
     return appearance.fit(patch, appearance.look(patch, _parameters(clip), some, *pictures))
 
 
@@ -339,13 +347,14 @@ def _spread(frames: np.ndarray, count: int) -> np.ndarray:
     return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)]
 
 
-def _look(patch, colours, clip: _Clip, pictures, frames: np.ndarray):
-    """The frames' light [n, 9, 3], and equations [n, N, N], [n, N] of their pixels."""
+def _look(patch, colours, pictures, clip: _Clip, frames: np.ndarray):
+    """The frames' light [n, 9, 3], whether something is before their mouths [n], and equations
+    [n, N, N], [n, N] of their pixels."""
     fitted, count = _parameters(clip), len(frames)
     rest = patch.model.mean + np.tensordot(fitted["identity"], patch.model.identity_basis, 1)
     surface = rest[patch.at], patch.model.expression_basis[: len(clip.bounded), patch.at]
     surface = [jnp.asarray(part, jnp.float32) for part in surface]
-    light, equations = [], []
+    light, covered, equations = [], [], []
     for start in range(0, count, COLOUR_CHUNK):
         # one shape for all
         index = frames[np.minimum(np.arange(start, start + COLOUR_CHUNK), count - 1)]
@@ -353,12 +362,13 @@ def _look(patch, colours, clip: _Clip, pictures, frames: np.ndarray):
         skin = appearance.skin_of(views, colours.centre, colours.precision)
         light.append(appearance.lights(views, skin, colours.albedo))
         left, weight = appearance.surprise(colours, views)
+        covered.append(appearance.covered(patch, colours, views, left))
         weight = PIXELS_WORTH * weight * clip.trusted[index, None]
         told = [jnp.asarray(part, jnp.float32) for part in (left, views.slope, weight)]
         some = jax.tree.map(lambda x, index=index: x[index], clip.frames)
         equations.append(bundle.pixel_equations(*surface, clip.shared.kappa, some, *told))
     pixels = jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *equations)
-    return np.concatenate(light)[:count], pixels
+    return np.concatenate(light)[:count], np.concatenate(covered)[:count], pixels
 
 
 def _psnr(patch, colours, fitted, trusted, pictures) -> dict[str, np.ndarray]:
@@ -370,6 +380,15 @@ def _psnr(patch, colours, fitted, trusted, pictures) -> dict[str, np.ndarray]:
         out["psnr"][index] = appearance.psnr(colours, views, colours.albedo)
         out["psnr_texture"][index] = appearance.psnr(colours, views, colours.texture)
     return out
+
+
+def _steady(light: np.ndarray, shot: np.ndarray) -> np.ndarray:
+    """Light [T, 27] smoothed in time, but not over cuts."""
+    light = light.copy()
+    for one in np.unique(shot):
+        here = shot == one
+        light[here] = gaussian_filter1d(light[here], LIGHT_CHANGES, axis=0, mode="nearest")
+    return light
 
 
 def _jitter(frames: bundle.Frames) -> float:

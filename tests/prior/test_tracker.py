@@ -184,6 +184,21 @@ def test_frames_with_wild_landmarks_are_not_trusted_and_bridged(clip, fitted):
     assert away[30:33].max() < 4.0
 
 
+def test_a_covered_mouth_is_bridged_though_its_landmarks_look_right(clip, fitted):
+    """A detector goes on drawing a mouth where a hand is; here it is even the true one."""
+    covered = SimpleNamespace(**vars(clip))
+    covered.pictures = clip.pictures.copy()
+    for frame in range(20, 26):
+        x, y = (clip.landmarks.points68[frame, 48:].mean(0) * SIZE).astype(int)
+        covered.pictures[frame, y - 7 : y + 8, x - 7 : x + 8] = 0.05
+    found = track(covered, clip.landmarks)
+    assert np.flatnonzero(~found["trusted"]).tolist() == list(range(20, 26))
+    assert fitted["trusted"].all()
+    # From one side to the other in a straight line, whatever the landmarks do.
+    jaw = found["expression"][19:27, list(clip.model.expression_names).index("jawOpen")]
+    assert np.abs(np.diff(jaw, 2)).max() < 0.3 * np.abs(jaw).max()
+
+
 def test_a_cut_is_not_smoothed_over(clip):
     marks = SimpleNamespace(**vars(clip.landmarks))
     moved = np.where(np.arange(FRAMES)[:, None, None] < 30, 0.0, [0.2, 0.0])
