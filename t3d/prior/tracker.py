@@ -122,7 +122,12 @@ class _Clip(NamedTuple):
     trusted: np.ndarray
 
 
-def _seen(landmarks: Any, found, shot, moving: int, bridged: np.ndarray) -> bundle.Seen:
+def _named(model: MorphableModel, landmarks: Any) -> bool:
+    """Whether the detector's blendshapes are expressions of the model."""
+    return landmarks.blendshapes is not None and len(model.expression_names) > 0
+
+
+def _seen(model, landmarks: Any, found, shot, moving: int, bridged: np.ndarray) -> bundle.Seen:
     """The detections as the fit wants them."""
     lips = gaps.bridge(landmarks.lips79, found, shot) - 0.5
     points = bridged - 0.5
@@ -133,7 +138,7 @@ def _seen(landmarks: Any, found, shot, moving: int, bridged: np.ndarray) -> bund
     outwards = jaw - points[:, 17:].mean(1, keepdims=True)
     normal *= np.sign(np.sum(normal * outwards, -1, keepdims=True))
     prior = np.zeros((len(found), moving), np.float32)
-    if landmarks.blendshapes is not None:
+    if _named(model, landmarks):
         weights = gaps.bridge(landmarks.blendshapes, found, shot)
         prior[:, : weights.shape[1]] = weights / EXPRESSION_STD
     parts = (points[:, 17:], lips, jaw, normal, found, prior)
@@ -175,9 +180,9 @@ def _fit_landmarks(model, landmarks, found, shot, fit_frames, report) -> _Clip:
     eyes = float(np.median(np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)[found]))
     bank = bundle.make_bank(model)
     moving = bank.expression.shape[0]
-    seen = _seen(landmarks, found, shot, moving, points)
+    seen = _seen(model, landmarks, found, shot, moving, points)
     frames = _initial_frames(model, points, seen)
-    named = landmarks.blendshapes is not None and len(model.expression_names) > 0
+    named = _named(model, landmarks)
     bounded = jnp.full(moving, float(named))
     noise = bundle.Noise(
         inner=jnp.full(51, 0.012 * eyes),
@@ -220,7 +225,7 @@ def _fit_landmarks(model, landmarks, found, shot, fit_frames, report) -> _Clip:
 def _without(clip: _Clip, model, landmarks, shot) -> _Clip:
     """The same, but the frames that are not trusted are bridged."""
     points = gaps.bridge(landmarks.points68, clip.trusted, shot)
-    seen = _seen(landmarks, clip.trusted, shot, clip.bank.expression.shape[0], points)
+    seen = _seen(model, landmarks, clip.trusted, shot, len(clip.bounded), points)
     bridged = _initial_frames(model, points, seen)
 
     def pick(own, other):

@@ -1,11 +1,16 @@
 """The Basel models, on files of their layout that hold ICT-FaceKit's head."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.io
 
 from t3d import assets as model_files
 from t3d import camera
+from t3d.data import video
+from t3d.data.prepare import prepare
+from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.data.synthetic import synthesize
 from t3d.errors import UserError
 from t3d.measure import by_encoder
@@ -161,6 +166,23 @@ def test_landmarks_are_found_on_pictures_of_the_mean_and_kept(places, ict, monke
     assert gap[0] - gap[1] > 1.0  # the upper and the lower lip are told apart by the jaw
     monkeypatch.setattr(basis, "_detect", lambda picture: pytest.fail("looked for again"))
     np.testing.assert_array_equal(basis.load("bfm17").landmarks68, found.landmarks68)
+
+
+def test_a_video_is_prepared_with_a_basel_model(places, ict, assets, clips, tmp_path):
+    """The first seconds of a real clip, from the video to a dataset; the file has 4 identities and
+    6 expressions only, so the fit is coarse."""
+    write_2017(places / "bfm17.h5", ict)
+    _listed(places, "bfm17", ict.landmarks68)
+    (places / "deeplab_v3.tflite").symlink_to(assets / "deeplab_v3.tflite")
+    frames = itertools.islice(video.read_frames(clips / "WDA_KatieHill_000.mp4"), 75)
+    clip = video.write_video(tmp_path / "clip.mp4", list(frames), np.zeros(3 * video.RATE))
+    meta = prepare(clip, tmp_path / "data", prior="bfm17", size=128)
+    assert meta["prior"] == "bfm17" and meta["quality"]["tracked"] == 1
+    assert meta["quality"]["reprojection"] < 0.05
+    assert meta["quality"]["mouth_r"] > 0.95
+    track = SpeakerDataset(tmp_path / "data").track
+    assert track["expression"][:, : len(SHAPES)].std(0).max() > 0.1
+    assert not track["expression"][:, len(SHAPES) :].any()
 
 
 def test_a_model_without_a_face_asks_for_the_landmarks(places, ict):
