@@ -391,6 +391,21 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     add.add_argument("file", metavar="FILE")
 
     sub = command(
+        "convert",
+        "make weights of another project's PyTorch checkpoint, without running what is in it",
+        _later("t3d.convert", "convert_command"),
+        ["out"],
+    )
+    sub.add_argument(
+        "kind",
+        choices=("wav2lip", "sync-expert", "syncnet-v2"),
+        help="Wav2Lip's generator, its sync expert, or syncnet_python's network",
+    )
+    sub.add_argument("file", metavar="FILE", help="what torch.save wrote (.pth, .model)")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
+    sub.add_argument("--force", action="store_true", help="replace weights that are there")
+
+    sub = command(
         "prior", "look at a 3D head model", _later("t3d.prior_sheet", "show_command"), ["out"]
     )
     actions = sub.add_subparsers(dest="action", metavar="ACTION", required=True)
