@@ -190,7 +190,7 @@ def test_a_covered_mouth_is_bridged_though_its_landmarks_look_right(clip, fitted
     covered.pictures = clip.pictures.copy()
     for frame in range(20, 26):
         x, y = (clip.landmarks.points68[frame, 48:].mean(0) * SIZE).astype(int)
-        covered.pictures[frame, y - 7 : y + 8, x - 7 : x + 8] = 0.05
+        covered.pictures[frame, y - 7 : y + 8, x - 7 : x + 8] = [0.32, 0.24, 0.2]  # skin's
     found = track(covered, clip.landmarks)
     assert np.flatnonzero(~found["trusted"]).tolist() == list(range(20, 26))
     assert fitted["trusted"].all()
