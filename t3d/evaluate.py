@@ -1,7 +1,8 @@
 """`t3d evaluate`: how well a trained head does on frames it has not seen, beside its controls.
 
 The talker gets the sound of the split's frames, their recorded poses and the mean illumination of
-training; no pixel of theirs. A frame in which no face is found scores worst and is never dropped.
+training; no pixel of theirs. A rendered frame in which no face is found scores worst and is never
+dropped; a real one has no truth to be held against, and is left out and counted.
 """
 
 from __future__ import annotations
@@ -182,9 +183,8 @@ def find_faces(run: Run, dataset: SpeakerDataset, frames: np.ndarray, images) ->
 
 
 def truth_of(dataset: SpeakerDataset, frames: np.ndarray, size: int) -> Truth:
-    """The real frames, with the dataset's own points and labels; NaN where it found no face."""
+    """The real frames, with the dataset's own points and labels."""
     track = dataset.track
-    known = np.where(track["found"][frames], 1.0, np.nan)
     # By the rule that rendered frames are labelled by, whatever labels the dataset teaches.
     au, _ = action_units.from_blendshapes(
         track["blendshapes"][frames], tuple(BLENDSHAPES), track["points68"][frames]
@@ -193,9 +193,9 @@ def truth_of(dataset: SpeakerDataset, frames: np.ndarray, size: int) -> Truth:
         images=_pictures(dataset, frames, size),
         masks=np.stack([dataset.picture(f, "mask", size) for f in frames]) / 255.0,
         marks=Marks(
-            track["points68"][frames] * size * known[:, None, None],
-            track["lips79"][frames] * size * known[:, None, None],
-            au * known[:, None],
+            track["points68"][frames] * size,
+            track["lips79"][frames] * size,
+            au,
         ),
         boxes=track["face_box"][frames],
         sound=dataset.audio(),
@@ -295,7 +295,9 @@ def measure(
     """
     frames = dataset.frames(split)
     if not len(frames):
-        raise UserError(f"{dataset.path}: its {split} split has no frames; use a longer clip")
+        raise UserError(
+            f"{dataset.path}: its {split} split has no frame with a face; use a longer clip"
+        )
     speaker = render.speaker_of(run, dataset.name)
     motion = runs.motion_of(run, speaker, dataset.mel, frames)
     truth = truth_of(dataset, frames, run.config.size)
@@ -310,7 +312,7 @@ def measure(
         figures |= {f"{name}/{key}": value for key, value in measures.figures(measured).items()}
     figures |= gain_figures(series["ours"], series["other_audio"])
     figures |= _plain_controls(run, dataset, frames, truth.images, truth.masks)
-    figures |= judge_figures(judge, truth) | _setting(dataset, truth, about)
+    figures |= judge_figures(judge, truth) | _setting(dataset, split, truth, about)
     poses = dataset.track["head_to_world"]
     wide = int(np.argmax(np.nan_to_num(truth.marks.opening)))
     return Evaluation(
@@ -380,7 +382,7 @@ def about_of(run: Run, dataset: SpeakerDataset, split: str) -> dict[str, str | i
     }
 
 
-def _setting(dataset: SpeakerDataset, truth: Truth, about: dict) -> Figures:
+def _setting(dataset: SpeakerDataset, split: str, truth: Truth, about: dict) -> Figures:
     """What the figures are about."""
     shown = action_units.au_accuracy(truth.marks.au, truth.marks.au)
     note = detector_note(dataset)
@@ -388,6 +390,7 @@ def _setting(dataset: SpeakerDataset, truth: Truth, about: dict) -> Figures:
         "speaker": dataset.name,
         "split": about["split"],
         "frames": len(truth.frames),
+        "frames_left_out": dataset.faceless(split),
         "size": about["size"],
         "detector": about["detector"],
         "au/absent": ", ".join(shown.absent) or "none",

@@ -323,14 +323,23 @@ class SpeakerDataset:
     def frames(self, split: str) -> np.ndarray:
         """The frames [N] of train, validation or test, ascending, perhaps with holes.
 
-        Those without a face or with an unknown action unit are left out but for test.
+        Those in which the speaker's face was not found are left out: their codes and poses are
+        bridged, and there is no truth to hold a head against. So are those with an unknown action
+        unit, but for test.
         """
+        chosen, usable = self._all_frames(split), self.track["found"]
+        if split != "test":
+            usable = usable & np.isfinite(self.track["au"]).all(-1)
+        return chosen[usable[chosen]]
+
+    def faceless(self, split: str) -> int:
+        """How many frames `frames` leaves out because the face was not found in them."""
+        return int(np.sum(~self.track["found"][self._all_frames(split)]))
+
+    def _all_frames(self, split: str) -> np.ndarray:
         if "frames" in self.meta:
-            chosen = np.concatenate([np.arange(*run) for run in self.meta["frames"][split]])
-        else:
-            chosen = fold_frames(self.ranges, split, self.fold, self.meta["fps"])
-        usable = self.track["found"] & np.isfinite(self.track["au"]).all(-1)
-        return chosen if split == "test" else chosen[usable[chosen]]
+            return np.concatenate([np.arange(*run) for run in self.meta["frames"][split]])
+        return fold_frames(self.ranges, split, self.fold, self.meta["fps"])
 
     def split_title(self, split: str) -> str:
         """What the frames of a split are, for a reader: 'test', 'test of fold 2', …"""

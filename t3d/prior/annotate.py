@@ -15,7 +15,7 @@ Detector = Callable[[np.ndarray], np.ndarray | None]
 SIZE = 512  # pixels
 _DISTANCE = 100.0  # cm
 _SHARE = 0.6  # of the picture's side that is filled
-_GROUND = 0.75
+_GROUND, _INSIDE = 0.75, 0.1  # brightness of what is behind the head, and within it
 _JAW, _INNER, _MOUTH = slice(0, 17), slice(17, 68), slice(48, 68)
 
 
@@ -68,10 +68,18 @@ def _seen(
     light[1:3] += np.array([[-0.08], [0.1]], np.float32)  # from above and the front
     colours = shading.shade(np.clip(family.albedo_mean, 0, 1), normals, light.reshape(-1))
     seen = raster.rasterize(uv * SIZE, depth, family.triangles, SIZE, SIZE)
-    drawn = (seen.triangle >= 0)[..., None]
-    picture = np.where(drawn, raster.interpolate(seen, family.triangles, colours), _GROUND)
+    drawn = seen.triangle >= 0
+    outside = drawn & _faces_camera(world, family.triangles)[seen.triangle]
+    picture = raster.interpolate(seen, family.triangles, colours)
+    picture = np.where(outside[..., None], picture, np.where(drawn, _INSIDE, _GROUND)[..., None])
     found = detect(np.uint8(255 * np.clip(picture, 0, 1) + 0.5))
     if found is None:
         return None
-    visible = np.unique(family.triangles[np.unique(seen.triangle[seen.triangle >= 0])])
+    visible = np.unique(family.triangles[np.unique(seen.triangle[outside])])
     return visible[skin.nearest_distinct(uv[visible] * SIZE, found)]
+
+
+def _faces_camera(world: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """[F] bool: its outside is seen. An open mouth shows the inside of the back of the head."""
+    a, b, c = (world[triangles[:, k]] for k in range(3))
+    return np.sum(np.cross(b - a, c - a) * a, -1) < 0
