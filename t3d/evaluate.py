@@ -192,11 +192,7 @@ def truth_of(dataset: SpeakerDataset, frames: np.ndarray, size: int) -> Truth:
     return Truth(
         images=_pictures(dataset, frames, size),
         masks=np.stack([dataset.picture(f, "mask", size) for f in frames]) / 255.0,
-        marks=Marks(
-            track["points68"][frames] * size,
-            track["lips79"][frames] * size,
-            au,
-        ),
+        marks=Marks(track["points68"][frames] * size, track["lips79"][frames] * size, au),
         boxes=track["face_box"][frames],
         sound=dataset.audio(),
         frames=frames,

@@ -145,6 +145,7 @@ def test_evaluation_measures_every_system_in_flat_json(found):
     assert str(figures["ours/lpips"]).startswith("not available: ") or figures["real/lpips"] == 0
     assert 0 <= figures["judge/windows"] <= 1 and figures["judge/proved"] in ("yes", "no")
     assert figures["split"] == "test of fold 0" and isinstance(figures["frames"], int)
+    assert figures["frames"] == len(found.frames) == 10 and figures["frames_left_out"] == 0
     assert set(found.series) == set(found.films) == set(SYSTEMS)
     assert all(len(s["found"]) == len(found.frames) for s in found.series.values())
 
@@ -166,6 +167,18 @@ def test_evaluation_looks_from_the_other_cameras_of_a_synthetic_speaker(
     )
     assert asked[0] == (untrained, speaker, dataset, frames, synthetic_speaker)
     assert asked[1] == (untrained, speaker, dataset, None, frames)
+
+
+def test_real_frames_without_a_face_count_in_no_figure(untrained, dataset, found):
+    lost = SpeakerDataset(dataset.path)
+    lost.track["found"] = lost.track["found"].copy()
+    lost.track["found"][found.frames[3:5]] = False
+    rest = evaluate.measure(untrained, lost)
+    np.testing.assert_array_equal(rest.frames, np.delete(found.frames, [3, 4]))
+    assert rest.figures["frames_left_out"] == 2
+    for name in ("ssim_head", "lmd", "true_opening"):
+        expected = np.delete(found.series["ours"][name], [3, 4])
+        np.testing.assert_allclose(rest.series["ours"][name], expected, rtol=1e-4)
 
 
 def test_our_render_uses_no_pixel_of_the_split(untrained, dataset, found, monkeypatch):

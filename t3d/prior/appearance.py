@@ -255,7 +255,7 @@ def covered(patch: Patch, speaker: Appearance, views: Views, left: np.ndarray) -
 
     Lips are redder and darker than the skin around them in any light. A frame is told by how much
     of that contrast it has: by the slope of its log colours, less their mean, on the expected ones.
-    On two real clips it is 0.5 or more in every trusted frame, and about 0 under patches of black
+    On two real clips it is 0.6 or more in 99 % of the frames, and about 0 under patches of black
     and of the speaker's own skin. What is there in most of the frames is not noticed.
 
     Args:

@@ -182,8 +182,12 @@ def test_dataset_of_a_fold_has_the_splits_of_that_fold(folder, third_fold):
     np.testing.assert_array_equal(SpeakerDataset(folder).frames("test"), np.arange(20))
 
 
-def test_test_split_keeps_untracked_frames(third_fold):
-    np.testing.assert_array_equal(SpeakerDataset(third_fold).frames("test"), np.arange(60, 80))
+def test_frames_without_a_face_are_not_tested_on_but_counted(third_fold):
+    dataset = SpeakerDataset(third_fold)
+    np.testing.assert_array_equal(
+        dataset.frames("test"), np.setdiff1d(np.arange(60, 80), 70), "70 is bridged: no truth"
+    )
+    assert dataset.faceless("test") == 1 and dataset.faceless("train") == 0
 
 
 def test_frames_with_unknown_action_units_are_tested_but_not_learned_from(folder):
