@@ -6,12 +6,13 @@ import pytest
 
 import t3d.data.prepare as prepare_module
 from t3d import camera as cameras
-from t3d.data import framing, video
+from t3d import cli
+from t3d.data import framing, landmarks, video
 from t3d.data.parts import Parts, fingerprint
 from t3d.data.pipeline import Source, window_starts
 from t3d.data.prepare import Bars, open_clip, openface_labels, prepare
 from t3d.data.speaker_dataset import SpeakerDataset
-from t3d.data.synthetic import synthesize
+from t3d.data.synthetic import synthesize, turning_clip
 from t3d.errors import UserError
 from t3d.metrics.action_units import ACTION_UNITS
 from t3d.prior import gaps
@@ -440,6 +441,72 @@ def test_frames_that_are_cut_away_from_the_speaker_are_never_learned_from(clips,
     assert meta["identity_frame"] not in away
     assert any("10.0% of the frames show a face elsewhere" in text for text in meta["warnings"])
     assert meta["quality"]["cuts"] == 2 and meta["quality"]["speaker"] == 71 / 80
+
+
+def with_covered_mouth(frame, points68, colour):
+    """The picture with a patch as large as a hand's palm before the mouth."""
+    eyes = np.linalg.norm(points68[36] - points68[45])
+    (left, top), (right, bottom) = points68[48:68].mean(0) + eyes * np.array(
+        [[-0.55, -0.42], [0.55, 0.42]]
+    )
+    covered = frame.copy()
+    covered[int(top) : int(bottom), int(left) : int(right)] = colour
+    return covered
+
+
+def departure(codes, first, end):
+    """How far codes [T, n] lie off the straight line between the frames around a run, at most."""
+    line = np.linspace(codes[first - 1], codes[end], end - first + 2)
+    return np.abs(codes[first - 1 : end + 1] - line).max()
+
+
+def test_a_covered_mouth_is_marked_told_and_bridged_though_a_detector_sees_one(
+    clips, assets, tmp_path, capsys
+):
+    speaker = clips / "WDA_KatieHill_000.mp4"
+    if not speaker.exists():
+        pytest.skip(f"{speaker} is missing: set T3D_CLIPS to the folder that has it")
+    frames = [f for _, f in zip(range(75), video.read_frames(speaker))]
+    points = landmarks.detect(frames).points68
+    runs = {"black": (8, 18), "skin": (50, 62)}
+    skin = np.median(frames[50][points[50, 29:31, 1].astype(int), int(points[50, 30, 0])], 0)
+    for kind, colour in (("black", 10), ("skin", skin)):
+        for k in range(*runs[kind]):
+            frames[k] = with_covered_mouth(frames[k], points[k], colour)
+    assert landmarks.detect(frames).found.all(), "it invents a mouth"
+    video.write_video(tmp_path / "clip.mp4", frames, video.read_audio(speaker)[: 75 * 640])
+    out = tmp_path / "out"
+    assert (
+        cli.main(["prepare", str(tmp_path / "clip.mp4"), "--out", str(out), "--size", "128"]) == 0
+    )
+    assert "warning: the face is covered or turned away in 29.3% of the" in capsys.readouterr().out
+    dataset = SpeakerDataset(out)
+    hidden = np.concatenate([np.arange(*run) for run in runs.values()])
+    np.testing.assert_array_equal(np.flatnonzero(~dataset.track["found"]), hidden)
+    codes = dataset.track["expression"]
+    usual = np.median([departure(codes, k, k + 10) for k in range(20, 40)])
+    for run in runs.values():
+        assert departure(codes, *run) < 0.7 * usual
+    for split in ("train", "validation", "test"):
+        assert not np.isin(dataset.frames(split), hidden).any()
+
+
+def test_a_head_that_turns_its_back_is_marked_and_bridged(assets, tmp_path):
+    calm, away = (turning_clip("procedural", swing, frames=125, size=160) for swing in (8, 160))
+    gone = np.s_[:50]  # the second turns from 0 to 160° and back meanwhile
+    pictures, yaw = calm.pictures, np.degrees(calm.truth["rotvec"][:, 1])
+    pictures[gone], yaw[gone] = away.pictures[gone], np.degrees(away.truth["rotvec"][gone, 1])
+    noise = np.random.default_rng(0).normal(0, 0.05, 125 * 640)
+    video.write_video(tmp_path / "clip.mp4", pictures, noise)
+    meta = prepare(tmp_path / "clip.mp4", tmp_path / "out", prior="procedural", size=96)
+    track = SpeakerDataset(tmp_path / "out").track
+    away = np.abs(yaw) > 70
+    assert away.sum() > 30 and not track["found"][away].any()
+    assert track["found"][np.abs(yaw) < 30].mean() > 0.9
+    assert any("no face was found" in text for text in meta["warnings"])
+    bridged, shown = (track["expression"][rows] for rows in (away, track["found"]))
+    beyond = np.maximum(bridged - shown.max(0), shown.min(0) - bridged)
+    assert beyond.max() < 0.5, "σ outside of what was seen"
 
 
 def test_real_clip_is_tracked_and_masked(clips, assets, tmp_path):

@@ -7,9 +7,8 @@ import pytest
 import scipy.io
 
 from t3d import assets as model_files
-from t3d import camera
+from t3d import camera, cli
 from t3d.data import video
-from t3d.data.prepare import prepare
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.data.synthetic import synthesize
 from t3d.errors import UserError
@@ -24,6 +23,10 @@ h5py = pytest.importorskip("h5py", reason="pip install h5py (it is in the extra 
 IDENTITIES = 4
 SHAPES = ("jawOpen", "mouthSmile_L", "mouthSmile_R", "mouthPucker", "browInnerUp_L", "cheekPuff_R")
 SHOWN = ("face", "head_neck", "eyeball_left", "eyeball_right")
+FILES = {
+    "bfm09": {"bfm09": "01_MorphableModel.mat", "bfm09_expression": "bfm09_expression.npz"},
+    "bfm17": {"bfm17": "model2017-1_bfm_nomouth.h5"},
+}
 MOVED = np.array([1.0, -2.0, 30.0], np.float32)  # cm: a file's origin may be anywhere
 
 
@@ -40,8 +43,8 @@ def ict(assets):
     return small.replace(triangles=triangles[(triangles >= 0).all(-1)].astype(np.int32))
 
 
-def _vectors(model):
-    shapes = [model.expression_names.index(name) for name in SHAPES]
+def _vectors(model, names=SHAPES):
+    shapes = [model.expression_names.index(name) for name in names]
     return {
         "shape": model.identity_basis[:IDENTITIES],
         "expression": model.expression_basis[shapes] / EXPRESSION_STD,
@@ -56,11 +59,11 @@ def _unit_length(vectors):
     return (flat / length[:, None]).T.astype(np.float32), length
 
 
-def write_2017(path, model):
-    """A model as model2017-1_bfm_nomouth.h5 holds one."""
+def write_2017(path, model, names=SHAPES):
+    """A model as model2017-1_bfm_nomouth.h5 holds one, with expressions of these names."""
     means = {"shape": model.mean + MOVED, "expression": 0 * model.mean, "color": model.albedo_mean}
     with h5py.File(path, "w") as file:
-        for kind, vectors in _vectors(model).items():
+        for kind, vectors in _vectors(model, names).items():
             unit = 1.0 if kind == "color" else 10.0  # millimetres
             columns, length = _unit_length(unit * vectors)
             file[f"{kind}/model/mean"] = (unit * means[kind]).reshape(-1).astype(np.float32)
@@ -153,8 +156,11 @@ def test_lips_and_regions_are_those_of_the_face(basel, ict):
     assert basel.region_names == skin.REGIONS and basel.expression_names == ()
 
 
-def test_landmarks_are_found_on_pictures_of_the_mean_and_kept(places, ict, monkeypatch):
-    write_2017(places / "bfm17.h5", ict)
+@pytest.mark.parametrize("shapes", ["six", "all"])
+def test_landmarks_are_found_on_pictures_of_the_mean_and_kept(places, ict, monkeypatch, shapes):
+    """With all of them the mouth opens so far that the inside of the back of the head is seen."""
+    names = SHAPES if shapes == "six" else ict.expression_names
+    write_2017(places / "bfm17.h5", ict, names)
     found = basis.load("bfm17")
     off = 10 * (found.mean[ict.landmarks68] - found.mean[found.landmarks68])  # mm
     inner, jaw = np.linalg.norm(off[17:], axis=-1), np.linalg.norm(off[:17], axis=-1)
@@ -162,27 +168,36 @@ def test_landmarks_are_found_on_pictures_of_the_mean_and_kept(places, ict, monke
     assert np.median(inner[31:]) < 2.5 and inner[31:].max() < 6.0  # the mouth
     assert np.linalg.norm(off[:17, :2], axis=-1).max() < 6.0 and jaw.max() < 22.0  # edge on: depth
     assert len(set(found.landmarks68.tolist())) == 68
-    gap = found.expression_basis[0][found.landmarks68[[62, 66]], 1]
+    jaw = found.expression_basis[names.index("jawOpen")]
+    gap = jaw[found.landmarks68[[62, 66]], 1]
     assert gap[0] - gap[1] > 1.0  # the upper and the lower lip are told apart by the jaw
     monkeypatch.setattr(basis, "_detect", lambda picture: pytest.fail("looked for again"))
     np.testing.assert_array_equal(basis.load("bfm17").landmarks68, found.landmarks68)
 
 
-def test_a_video_is_prepared_with_a_basel_model(places, ict, assets, clips, tmp_path):
-    """The first seconds of a real clip, from the video to a dataset; the file has 4 identities and
-    6 expressions only, so the fit is coarse."""
-    write_2017(places / "bfm17.h5", ict)
-    _listed(places, "bfm17", ict.landmarks68)
+@pytest.mark.parametrize("name", ["bfm09", "bfm17"])
+def test_a_video_is_prepared_with_an_imported_model(name, places, ict, assets, clips, tmp_path):
+    """From the model's files and two seconds of a real clip to a dataset, as a user would; the
+    files have 4 identities and 6 expressions only, so the fit is coarse."""
+    speaker = clips / "WDA_KatieHill_000.mp4"
+    if not speaker.exists():
+        pytest.skip(f"{speaker} is missing: set T3D_CLIPS to the folder that has it")
+    write_2009(tmp_path, ict)
+    write_2017(tmp_path / "model2017-1_bfm_nomouth.h5", ict)
+    for asset, file in FILES[name].items():
+        assert cli.main(["assets", "import", asset, str(tmp_path / file)]) == 0
     (places / "deeplab_v3.tflite").symlink_to(assets / "deeplab_v3.tflite")
-    frames = itertools.islice(video.read_frames(clips / "WDA_KatieHill_000.mp4"), 75)
-    clip = video.write_video(tmp_path / "clip.mp4", list(frames), np.zeros(3 * video.RATE))
-    meta = prepare(clip, tmp_path / "data", prior="bfm17", size=128)
-    assert meta["prior"] == "bfm17" and meta["quality"]["tracked"] == 1
-    assert meta["quality"]["reprojection"] < 0.05
-    assert meta["quality"]["mouth_r"] > 0.95
-    track = SpeakerDataset(tmp_path / "data").track
-    assert track["expression"][:, : len(SHAPES)].std(0).max() > 0.1
-    assert not track["expression"][:, len(SHAPES) :].any()
+    frames = list(itertools.islice(video.read_frames(speaker), 50))
+    clip = video.write_video(tmp_path / "clip.mp4", frames, np.zeros(2 * video.RATE))
+    out = tmp_path / "data"
+    prepare_it = ["prepare", str(clip), "--out", str(out), "--prior", name, "--size", "96"]
+    assert cli.main(prepare_it) == 0
+    dataset = SpeakerDataset(out)
+    quality = dataset.meta["quality"]
+    assert dataset.meta["prior"] == name and quality["tracked"] == 1
+    assert quality["reprojection"] < 0.05 and quality["mouth_r"] > 0.95
+    assert dataset.track["expression"][:, : len(SHAPES)].std(0).max() > 0.1
+    assert not dataset.track["expression"][:, len(SHAPES) :].any()
 
 
 def test_a_model_without_a_face_asks_for_the_landmarks(places, ict):
