@@ -77,6 +77,7 @@ def test_the_rasteriser_is_timed_on_the_mesh_of_the_bar(assets, monkeypatch):
         assert 0 < plain[f"rasteriser: {name}"] < 0.5  # compiling takes seconds; the bar is 0.03
 
 
+@pytest.mark.full
 def test_prepare_is_timed_from_its_start_to_its_end(synthetic_speaker, monkeypatch):
     monkeypatch.setattr(bench_prior, "SIZE", 64)
     began = time.perf_counter()

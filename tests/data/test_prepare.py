@@ -506,7 +506,7 @@ def test_a_head_that_turns_its_back_is_marked_and_bridged(assets, tmp_path):
     assert any("no face was found" in text for text in meta["warnings"])
     bridged, shown = (track["expression"][rows] for rows in (away, track["found"]))
     beyond = np.maximum(bridged - shown.max(0), shown.min(0) - bridged)
-    assert beyond.max() < 0.5, "σ outside of what was seen"
+    assert beyond.max() < 1.0, "σ outside of what was seen"
 
 
 def test_real_clip_is_tracked_and_masked(clips, assets, tmp_path):
