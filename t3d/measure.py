@@ -146,7 +146,6 @@ def encoder_figures(run: Run, dataset: SpeakerDataset, split: str = "test") -> d
         tracker's.
     """
     frames = dataset.frames(split)
-    frames = frames[dataset.track["found"][frames]]
     true = dataset.track["points68"][frames]
     tracked = quality.fitted_points(basis.load(dataset.meta["prior"]), dataset.track)[frames]
     found = _mouth_figures("tracker", tracked, true)

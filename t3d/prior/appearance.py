@@ -256,7 +256,8 @@ def covered(patch: Patch, speaker: Appearance, views: Views, left: np.ndarray) -
     Lips are redder and darker than the skin around them in any light. A frame is told by how much
     of that contrast it has: by the slope of its log colours, less their mean, on the expected ones.
     On two real clips it is 0.6 or more in 99 % of the frames, and about 0 under patches of black
-    and of the speaker's own skin. What is there in most of the frames is not noticed.
+    and of the speaker's own skin. A cover with shading of its own, like fingers, is noticed in
+    part, one that is there in most of the frames not at all.
 
     Args:
         left: [n, V, 3] of `surprise`.
