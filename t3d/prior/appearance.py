@@ -28,9 +28,6 @@ COLOUR_NOISE, INDEPENDENT = (
 LEAST_NOISE = 0.01  # deviation of a colour
 SLOPE_STEP = 1.5  # pixels, to each side
 MOUTH = (3.2, 2.2)  # cm, half axes of the ellipse that is the mouth's surroundings
-MISSING = 0.3  # share of a mouth's contrast below which something is before it
-TELLING = 5.0  # deviations that the contrast must exceed for its absence to tell anything
-LEAST_LOG_NOISE = 0.03  # deviation of the logarithm of a colour
 GAUSSIAN = 1.4826  # deviation over median distance
 
 
@@ -248,34 +245,6 @@ def lights(views: Views, weight: np.ndarray, albedo: np.ndarray, ridge: float = 
             start[:, channel] + np.linalg.solve(normal + held, side[..., None])[..., 0]
         )
     return light
-
-
-def covered(patch: Patch, speaker: Appearance, views: Views, left: np.ndarray) -> np.ndarray:
-    """[n] bool: something is before the mouth, whose landmarks are then the detector's invention.
-
-    Lips are redder and darker than the skin around them in any light. A frame is told by how much
-    of that contrast it has: by the slope of its log colours, less their mean, on the expected ones.
-    On two real clips it is 0.6 or more in 99 % of the frames, and about 0 under patches of black
-    and of the speaker's own skin. A cover with shading of its own, like fingers, is noticed in
-    part, one that is there in most of the frames not at all.
-
-    Args:
-        left: [n, V, 3] of `surprise`.
-    """
-    mouth = patch.mouth
-    seen, texture = views.colours[:, mouth], speaker.texture[mouth]
-    noise = np.maximum(speaker.noise[mouth, None] / np.maximum(texture, 0.05), LEAST_LOG_NOISE)
-    weight = views.visible[:, mouth, None] / noise**2
-    expected = _less_mean(_logs(seen + left[:, mouth]), weight)
-    power = np.sum(weight * expected**2, (1, 2))
-    shared = np.sum(weight * expected * _less_mean(_logs(seen), weight), (1, 2))
-    return (power > TELLING**2) & (shared < MISSING * power)
-
-
-def _less_mean(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """[n, V, 3] without the mean that each frame has in each channel."""
-    total = np.maximum(weight.sum(1, keepdims=True), 1e-9)
-    return values - np.sum(weight * values, 1, keepdims=True) / total
 
 
 def psnr(speaker: Appearance, views: Views, albedo: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from t3d import camera as cameras
-from t3d.prior import appearance, bundle, gaps
+from t3d.prior import appearance, bundle, gaps, occlusion
 from t3d.prior.morphable import EXPRESSION_DIM, EXPRESSION_STD, IDENTITY_DIM, MorphableModel
 
 FOCAL_PRIOR = 4.0  # × image side: HeadNeRF's; a frontal clip cannot tell the focal length
@@ -85,11 +85,12 @@ def track(
         patch, pictures = appearance.patch_of(model), (images, masks)
         colours = _colours(patch, clip, fit_frames, pictures)
         look = partial(_look, patch, colours, pictures)
-        frames, light, covered = _join(clip, clip.frames, shot, look, report)
-        if (covered & clip.trusted).any():
+        frames, light, *mouth = _join(clip, clip.frames, shot, look, report)
+        covered = occlusion.hidden(*mouth)
+        if covered.any():
             trusted = clip.trusted & ~covered
             clip = _without(clip._replace(trusted=trusted), model, landmarks, shot)
-            frames, light, _ = _join(clip, clip.frames, shot, look, report)
+            frames, light, *_ = _join(clip, clip.frames, shot, look, report)
         clip = clip._replace(frames=frames)
     fitted = _parameters(clip)
     light = gaps.bridge(light.reshape(-1, 27), clip.trusted, shot)
@@ -267,19 +268,16 @@ def _stiffness(clip: _Clip, own: bundle.Frames, shot: np.ndarray) -> np.ndarray 
     return one_shot[:, None] * np.float32(bundle.stiffness_of(np.asarray(matrix), bends))
 
 
-def _join(
-    clip: _Clip, frames: bundle.Frames, shot: np.ndarray, look=None, report=None
-) -> tuple[bundle.Frames, np.ndarray | None, np.ndarray | None]:
+def _join(clip: _Clip, frames: bundle.Frames, shot: np.ndarray, look=None, report=None) -> list:
     """Frames that agree with the landmarks, with one another and, where looked at, with pixels.
 
     Long clips are joined `WINDOW` frames at a time, with `OVERLAP` more at both ends.
 
     Args:
-        look: (clip, frames [n]) -> their light [n, 9, 3], whether their mouths are covered [n], and
-            equations of their pixels.
+        look: (clip, frames [n]) -> what is seen in them, arrays [n, …], and equations of pixels.
 
     Returns:
-        the frames; and, if it was looked for, the light [T, 9, 3] and what is covered [T].
+        the frames; and, where looked at, what is seen [T, …].
     """
     count, joined, looks = len(shot), [], []
     for start in range(0, count, WINDOW):
@@ -293,8 +291,7 @@ def _join(
         part = _join_window(clip, some, index, pixels)
         joined.append(jax.tree.map(lambda x, kept=kept: x[kept], part))
     frames = jax.tree.map(lambda *x: jnp.concatenate(x), *joined)
-    light, covered = map(np.concatenate, zip(*looks)) if looks else (None, None)
-    return frames, light, covered
+    return [frames, *map(np.concatenate, zip(*looks, strict=True))]
 
 
 def _join_window(clip: _Clip, frames: bundle.Frames, index, pixels) -> bundle.Frames:
@@ -353,27 +350,28 @@ def _spread(frames: np.ndarray, count: int) -> np.ndarray:
 
 
 def _look(patch, colours, pictures, clip: _Clip, frames: np.ndarray):
-    """The frames' light [n, 9, 3], whether something is before their mouths [n], and equations
-    [n, N, N], [n, N] of their pixels."""
+    """The frames' light [n, 9, 3], colours [n, M, 3] and visible [n, M] of what is about the mouth
+    (nothing in frames that are not trusted), and equations [n, N, N], [n, N] of their pixels."""
     fitted, count = _parameters(clip), len(frames)
     rest = patch.model.mean + np.tensordot(fitted["identity"], patch.model.identity_basis, 1)
     surface = rest[patch.at], patch.model.expression_basis[: len(clip.bounded), patch.at]
     surface = [jnp.asarray(part, jnp.float32) for part in surface]
-    light, covered, equations = [], [], []
+    seen, equations = [], []
     for start in range(0, count, COLOUR_CHUNK):
         # one shape for all
         index = frames[np.minimum(np.arange(start, start + COLOUR_CHUNK), count - 1)]
         views = appearance.look(patch, fitted, index, *pictures, slopes=True)
         skin = appearance.skin_of(views, colours.centre, colours.precision)
-        light.append(appearance.lights(views, skin, colours.albedo))
+        light = appearance.lights(views, skin, colours.albedo)
+        shown = (views.visible & clip.trusted[index, None])[:, patch.mouth]
+        seen.append((light, views.colours[:, patch.mouth], shown))
         left, weight = appearance.surprise(colours, views)
-        covered.append(appearance.covered(patch, colours, views, left))
         weight = PIXELS_WORTH * weight * clip.trusted[index, None]
         told = [jnp.asarray(part, jnp.float32) for part in (left, views.slope, weight)]
         some = jax.tree.map(lambda x, index=index: x[index], clip.frames)
         equations.append(bundle.pixel_equations(*surface, clip.shared.kappa, some, *told))
     pixels = jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *equations)
-    return np.concatenate(light)[:count], np.concatenate(covered)[:count], pixels
+    return *(np.concatenate(part)[:count] for part in zip(*seen, strict=True)), pixels
 
 
 def _psnr(patch, colours, fitted, trusted, pictures) -> dict[str, np.ndarray]:
