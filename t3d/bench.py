@@ -2,7 +2,7 @@
 
 data: does the input pipeline keep up with the trainer; population: what one program for several
 members saves; startup: what the cache of compiled programs saves; prior: how good and how fast the
-tracker, the encoders and the rasteriser are.
+tracker, the encoders and the rasteriser are; speech: what unseen sound does to a face.
 Figures of this machine stand in docs/benchmarks.md.
 """
 
@@ -30,8 +30,10 @@ from rich.table import Table
 from t3d import checkpoint, planning, population, run
 from t3d import config as configs
 from t3d.bench_prior import bench_prior
+from t3d.bench_speech import bench_speech
+from t3d.data import video
 from t3d.data.parts import write_atomically
-from t3d.data.speaker_dataset import SpeakerDataset
+from t3d.data.speaker_dataset import LONG_ENOUGH, SpeakerDataset
 from t3d.errors import UserError
 from t3d.talker import STAGES
 from t3d.train import sharding, trainer
@@ -303,7 +305,7 @@ def _seconds_to_first_step(command: list[str], environment: dict, line: str) -> 
 
 
 def bench_command(args) -> None:
-    """`t3d bench data|population|startup|prior`."""
+    """`t3d bench data|population|startup|prior|speech`."""
     if args.what != "prior" and not args.data:
         raise UserError(f"bench {args.what}: give --data DIR, a dataset made by t3d prepare")
     chosen = [args.stage] if args.stage else list(STAGES) if args.what == "data" else ["nerf"]
@@ -313,6 +315,8 @@ def bench_command(args) -> None:
     if args.what == "prior":
         datasets = [SpeakerDataset(path) for path in (args.data or "").split(",") if path]
         figures = bench_prior(datasets, _encoders(args.runs, datasets), args.prepare)
+    elif args.what == "speech":
+        figures = _bench_speech(args)
     elif args.what == "startup":
         figures = bench_startup(args.config, args.overrides, args.data, chosen[0])
     else:
@@ -329,6 +333,21 @@ def bench_command(args) -> None:
     if args.json:
         text = json.dumps(figures, indent=1) + "\n"
         write_atomically(Path(args.json), lambda path: path.write_text(text))
+
+
+def _bench_speech(args) -> Figures:
+    if not args.out:
+        raise UserError("bench speech: give --out DIR, a folder for the six runs that it trains")
+    dataset = SpeakerDataset(args.data)
+    seconds = dataset.num_frames / video.FPS
+    if seconds < LONG_ENOUGH:
+        raise UserError(
+            f"{args.data}: lasts {seconds:.0f} s; six blocks to train and to test on want "
+            f"{LONG_ENOUGH} s or more"
+        )
+    voice = video.read_audio(args.voice) if args.voice else None
+    config = configs.load_config(args.config, args.overrides)
+    return bench_speech(config, dataset, Path(args.out), voice)
 
 
 def _encoders(paths: str | None, datasets: list[SpeakerDataset]) -> list[run.Run]:

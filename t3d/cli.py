@@ -327,11 +327,11 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
 
     sub = command(
         "bench",
-        "measure on this machine: the input, what a population and the caches save, the tracker",
+        "measure: the input, what a population and the caches save, the tracker, what is heard",
         _later("t3d.bench", "bench_command"),
-        ["json"],
+        ["json", "out"],
     )
-    sub.add_argument("what", choices=("data", "population", "startup", "prior"))
+    sub.add_argument("what", choices=("data", "population", "startup", "prior", "speech"))
     sub.add_argument("--config", default="preview", help="name of a config, or its file (preview)")
     sub.add_argument(
         "--data", metavar="DIR[,DIR…]", help="prepared datasets (prior: also without any)"
@@ -351,6 +351,12 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         metavar="VIDEO",
         help="prior: time t3d prepare on this video at 512 pixels; without it there are no such "
         "figures",
+    )
+    sub.add_argument(
+        "--out", metavar="DIR", help="speech: folder of the six runs, which is gone on with"
+    )
+    sub.add_argument(
+        "--voice", metavar="FILE", help="speech: another voice, to tell how it moves the mouth"
     )
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
 

@@ -87,6 +87,22 @@ def nearest(known: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> np.nda
     return np.argmin(total, 1)
 
 
+def ridge(known: np.ndarray, values: np.ndarray, wanted: np.ndarray, penalty: float) -> np.ndarray:
+    """Ridge regression: what is linear in standardised features.
+
+    Args:
+        known: [N, D] features; values: [N, V] theirs; wanted: [T, D].
+        penalty: of the weights' squares, beside the squared errors' sum.
+
+    Returns:
+        [T, V].
+    """
+    middle, spread = known.mean(0), known.std(0) + 1e-3
+    a, mean = (known - middle) / spread, values.mean(0)
+    kernel = a @ a.T + penalty * np.eye(len(a))
+    return (wanted - middle) / spread @ (a.T @ np.linalg.solve(kernel, values - mean)) + mean
+
+
 def reencoded(images: np.ndarray) -> np.ndarray:
     """Frames uint8 [T, s, s, 3] through our own H.264 and back: the same shape.
 

@@ -6,7 +6,7 @@ SyncNet that every run trains and no loss sees, and the public one of syncnet_py
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -69,9 +69,13 @@ class Proof:
 # ---- the two kinds
 
 
-def of_run(run: Run) -> Judge:
-    """The SyncNet that a run trained beside its coach; stage `sync` is all it needs of the run."""
-    net, params = run.talker.judge, run.params["sync"]["judge"]
+def of_run(run: Run, which: str = "judge") -> Judge:
+    """A SyncNet that a run trained; stage `sync` is all it needs of the run.
+
+    Args:
+        which: judge, which no loss ever sees, or coach, which taught LipNet (Eq. 2).
+    """
+    net, params = getattr(run.talker, which), run.params["sync"][which]
     embed_faces = jax.jit(
         lambda faces: net.apply(params, faces.astype(jnp.float32) / 255, method="face_embedding")
     )
@@ -82,9 +86,8 @@ def of_run(run: Run) -> Judge:
         windows = [features.mel_window(mel, sync_start(int(s)), SYNC_STEPS) for s in starts]
         return in_batches(embed_sound, np.stack(windows))
 
-    return Judge(
-        f"trained in {run.workdir}, seen by no loss", _looker(crop_faces, embed_faces), hear
-    )
+    seen = "seen by no loss" if which == "judge" else "LipNet's coach"
+    return Judge(f"trained in {run.workdir}, {seen}", _looker(crop_faces, embed_faces), hear)
 
 
 def public() -> Judge | str:
@@ -211,6 +214,32 @@ def proof(
         offset=offset,
         proved=share >= PROVED_WINDOWS and abs(offset) <= PROVED_OFFSET,
     )
+
+
+def found_offsets(
+    judge: Judge,
+    images: np.ndarray,
+    boxes: np.ndarray,
+    sound: np.ndarray,
+    frames: np.ndarray,
+    shifts: Sequence[int],
+) -> np.ndarray:
+    """The offsets that a judge finds when the sound comes so many frames later than it should.
+
+    Arguments as `sync_rows`, of frames without holes.
+
+    Returns:
+        [K] frames, as syncnet_python signs it: a right one is minus the shift.
+    """
+    rows, starts = windows(frames)
+    face = judge.look(images, boxes, rows)
+    step = video.RATE // video.FPS
+    found = []
+    for shift in shifts:
+        late = np.roll(sound, shift * step)  # what comes round the ends is another sound
+        apart = shifted_distances(face, judge.hear(late, starts), int(SHIFTS[-1]))
+        found.append(-int(SHIFTS[apart.mean(0).argmin()]))
+    return np.array(found)
 
 
 def _sounds(judge: Judge, sound: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

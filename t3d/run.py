@@ -33,7 +33,16 @@ from t3d.camera import Camera
 from t3d.codes import HeadCodes
 from t3d.data import framing
 from t3d.data.parts import fingerprint, write_atomically
-from t3d.data.pipeline import Source, centred_start, to_face, window_starts
+from t3d.data.pipeline import (
+    HARD_SHIFT,
+    SYNC_STEPS,
+    WINDOW,
+    Source,
+    centred_start,
+    sync_start,
+    to_face,
+    window_starts,
+)
 from t3d.data.speaker_dataset import FACE_SIZE, SpeakerDataset, runs_of
 from t3d.errors import UserError
 from t3d.nerf.head import View, capacity_of
@@ -41,7 +50,7 @@ from t3d.nerf.rays import Guide
 from t3d.prior import basis, heads, morphable, shell
 from t3d.prior import encoder as encoders
 from t3d.prior.shell import Shell
-from t3d.speech import lipnet
+from t3d.speech import features, lipnet
 from t3d.speech.features import mel_window
 from t3d.talker import Motion, Talker
 from t3d.train import sharding, stages, trainer
@@ -49,6 +58,7 @@ from t3d.train import sharding, stages, trainer
 CACHE = "cache"  # of a run: arrays that its stages' networks made, until it is finished
 BATCH = 8  # frames that a pass over a clip computes at once
 TEST_TIME = ("smooth",)  # settings that no training reads
+HEARS_NOISE = ("lip", "prior", "speech")  # stages that learn from noisy sound, too
 NOVEL_YAW, NOVEL_PITCH = 45.0, 20.0  # degrees: random cameras of the geometry terms
 Arrays = dict[str, np.ndarray]
 
@@ -179,7 +189,7 @@ def motion_of(run: Run, speaker: Speaker, mel: np.ndarray, frames: int | np.ndar
             ),
             windows,
         )
-    return jax.tree.map(partial(_smooth, deviation=run.config.speech.smooth), motion)
+    return jax.tree.map(partial(smooth, deviation=run.config.speech.smooth), motion)
 
 
 def mel_windows(mel: np.ndarray, frames: np.ndarray, steps: int) -> np.ndarray:
@@ -187,10 +197,19 @@ def mel_windows(mel: np.ndarray, frames: np.ndarray, steps: int) -> np.ndarray:
     return np.stack([mel_window(mel, centred_start(int(f), steps), steps) for f in frames])
 
 
-def _smooth(values: np.ndarray, deviation: float) -> np.ndarray:
+def smooth(values: np.ndarray, deviation: float) -> np.ndarray:
+    """Values [T, …] smoothed in time by a Gaussian of so many frames; the ends repeat."""
     from scipy.ndimage import gaussian_filter1d
 
-    return gaussian_filter1d(values, deviation, axis=0, mode="nearest") if deviation else values
+    radius = smooth_reach(deviation)
+    if not radius:
+        return values
+    return gaussian_filter1d(values, deviation, axis=0, mode="nearest", radius=radius)
+
+
+def smooth_reach(deviation: float) -> int:
+    """How many frames `smooth` looks ahead and back."""
+    return round(4 * deviation)
 
 
 def in_batches(function: Callable, *arrays: np.ndarray, size: int = 4 * BATCH) -> Any:
@@ -493,6 +512,7 @@ class Learner:
         options = dict(size=self.config.size, mel_steps=self.config.mel_steps)
         settings, seed = stage.config, self.config.seed
         arrays = {key: value for key, value in self.arrays.items() if key in stage.fields}
+        noisy = self.arrays.get("noisy_mel") if name in HEARS_NOISE else None
         training = trainer.Training(
             frozen,
             lambda step, rows: self.sources["train"].batches(
@@ -504,6 +524,7 @@ class Learner:
                 arrays=arrays,
                 rows=None if len(rows) == settings.batch_size else rows,
                 threads=threads,
+                noisy=noisy,
                 **options,
             ),
             lambda rows: self.sources["validation"].even_batches(
@@ -553,15 +574,21 @@ class Learner:
 
     def _make_arrays(self, name: str, frozen: dict) -> None:
         nerf, space = self.config.nerf, self.config.space
+        if name in HEARS_NOISE and self.config.lip.noisy:
+            what = [self.config.seed, self.config.lip.noisy]
+            self._keep(["noisy_mel"], [], what, self._noisy_mel)
         if name in ("lip", "prior"):
             self._need("identity_points_face", _identity_points)
+        if name == "lip":
+            self._need("sync_proved", partial(self._sync_proved, frozen))
         if name == "prior" and self.config.prior.rendered:
             what = [self.config.seed, self.config.prior.rendered, len(self.datasets)]
             self._keep(stages.RENDERED, [], what, self._rendered)
             for field in stages.RENDERED:
                 self.arrays[field] = [_Cycle(values) for values in self.arrays[field]]
         if name in ("speech", "nerf", "space"):
-            self._keep(["lip_codes"], ["lip", "prior"], [], partial(self._lip_codes, frozen))
+            made = ["lip_codes", "silent_codes"]
+            self._keep(made, ["lip", "prior"], [], partial(self._lip_codes, frozen))
         if name == "nerf":
             self._need("row", lambda d, s: np.arange(d.num_frames, dtype=np.int32) + s.row)
             self._keep(["oracle_codes"], ["prior"], [], partial(self._oracle_codes, frozen))
@@ -616,8 +643,28 @@ class Learner:
         read = jax.jit(partial(talkers.speech_codes, self._talker()))
         windows = mel_windows(dataset.mel, frames, self.config.mel_steps)
         face = np.broadcast_to(speaker.identity_face, (4 * BATCH, 96, 96, 3))
-        codes = in_batches(lambda w: read(frozen, w, face), windows)
-        return {"lip_codes": self._spread(dataset, frames, codes)}
+        silence = np.full((1, *windows.shape[1:]), windows.min(), np.float32)
+        codes = in_batches(lambda w: read(frozen, w, face), np.concatenate([windows, silence]))
+        return {
+            "lip_codes": self._spread(dataset, frames, codes[:-1]),
+            "silent_codes": np.broadcast_to(codes[-1], (dataset.num_frames, *codes.shape[1:])),
+        }
+
+    def _noisy_mel(self, dataset: SpeakerDataset, speaker: Speaker) -> Arrays:
+        rng = np.random.default_rng([self.config.seed, speaker.row])
+        return {"noisy_mel": features.noisy_mels(dataset.audio(), self.config.lip.noisy, rng)}
+
+    def _sync_proved(self, frozen, dataset, speaker) -> np.ndarray:
+        """[T]: 1 where SyncNet may teach LipNet this speaker, else 0 (all alike)."""
+        accuracy = coach_accuracy(self._talker(), frozen, dataset)
+        wanted = self.config.lip.sync_proof
+        proved = accuracy >= wanted
+        self.log(
+            f"lip: SyncNet tells {accuracy:.0%} of {speaker.name}'s validation windows from sound "
+            f"{HARD_SHIFT[0]} to {HARD_SHIFT[1]} frames off ({wanted:.0%} wanted): its loss "
+            + ("counts" if proved else "is left out")
+        )
+        return np.full(dataset.num_frames, proved, np.float32)
 
     def _oracle_codes(self, frozen, dataset, speaker) -> Arrays:
         """f_exp-aud of I_id with the real lower face (oracle Lip-wav images)."""
@@ -705,6 +752,28 @@ class Learner:
         parts = render_frames(run, speaker, motion, pose, views, light, standardised=False)
         images = np.concatenate([part["nerf"] for part in parts])
         return {"render": self._spread(dataset, frames, images)}
+
+
+def coach_accuracy(talker: Talker, params: talkers.Params, dataset: SpeakerDataset) -> float:
+    """Share of the pairs of a validation window and sound 5 to 15 frames off in which SyncNet finds
+    the window nearer to its own sound."""
+    starts, _ = window_starts(dataset.frames("validation"))
+    look, hear = (
+        jax.jit(partial(talker.coach.apply, params["sync"]["coach"], method=f"{name}_embedding"))
+        for name in ("face", "audio")
+    )
+
+    def windows(of: np.ndarray) -> jax.Array:
+        faces = [[dataset.picture(f + k, "face") for k in range(WINDOW)] for f in of]
+        return look(np.asarray(faces, np.float32) / 255)
+
+    faces = in_batches(windows, starts)
+    mel = [mel_window(dataset.mel, sync_start(int(s)), SYNC_STEPS) for s in starts]
+    cosines = faces @ in_batches(hear, np.stack(mel)).T
+    apart = np.abs(starts[:, None] - starts)
+    other = (apart >= HARD_SHIFT[0]) & (apart <= HARD_SHIFT[1])
+    nearer = np.diagonal(cosines)[:, None] > cosines
+    return float(nearer[other].mean()) if other.any() else 0.0
 
 
 def check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:

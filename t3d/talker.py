@@ -128,7 +128,7 @@ def build(config: Any, frames: int, capacity: int) -> Talker:
 
 def lip_wav(talker: Talker, params: Params, mel: jax.Array, identity_face: jax.Array) -> jax.Array:
     """Lip-wav images [B, 96, 96, 3] of sound [B, S, 80] on the identity image [B, 96, 96, 3]."""
-    return talker.lip.apply(params["lip"], mel, identity_face)
+    return talker.lip.apply(params["lip"], mel, identity_face)[0]
 
 
 def read_expression(talker: Talker, params: Params, face: jax.Array) -> jax.Array:

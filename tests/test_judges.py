@@ -214,3 +214,8 @@ def test_sound_is_heard_where_it_is_when_frames_are_missing():
     np.testing.assert_allclose(rows[known][:, 15 + 3], 0, atol=1e-6)
     assert (rows[known].argmin(1) == 18).all()
     assert judges.proof(judge, images, boxes, sound, frames).offset == -3
+
+
+def test_the_offset_of_shifted_sound_is_minus_the_shift(film, seeing):
+    found = judges.found_offsets(seeing, *film, np.arange(FRAMES), range(-10, 11))
+    np.testing.assert_array_equal(found, -np.arange(-10, 11))

@@ -46,6 +46,7 @@ class _Sample:
     rng: np.random.Generator
     size: int
     mel_steps: int
+    mel: np.ndarray  # [M, 80] of the clip, as it is heard this time
 
 
 def _unit(picture: np.ndarray) -> np.ndarray:
@@ -57,9 +58,16 @@ def _faces5(sample: _Sample) -> np.ndarray:
     return _unit(np.stack([sample.data.picture(f, "face") for f in frames]))
 
 
+def _heard(mel: np.ndarray, noisy: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """The mel [M, 80], or half of the time one of its noisy copies [K, M, 80]."""
+    if noisy is None or rng.random() < 0.5:
+        return mel
+    return noisy[rng.integers(len(noisy))]
+
+
 def _mel_at(sample: _Sample, frame: int) -> np.ndarray:
     start = centred_start(frame, sample.mel_steps)
-    return mel_window(sample.data.mel, start, sample.mel_steps)
+    return mel_window(sample.mel, start, sample.mel_steps)
 
 
 def _shifted_start(sample: _Sample) -> int:
@@ -99,6 +107,9 @@ FIELDS: dict[str, Callable[[_Sample], np.ndarray]] = {
     "face": lambda s: _unit(s.data.picture(s.frame, "face")),
     "faces5": _faces5,
     "identity_face": lambda s: _unit(s.data.picture(s.data.meta["identity_frame"], "face")),
+    "identity_expression": lambda s: np.float32(
+        s.data.track["expression"][s.data.meta["identity_frame"]]
+    ),
     "mel": lambda s: _mel_at(s, s.frame),
     "mel5": lambda s: np.stack([_mel_at(s, s.start + k) for k in range(WINDOW)]),
     "mel16": lambda s: _sync_mel(s, s.start),
@@ -176,6 +187,7 @@ class Source:
         arrays: Mapping[str, np.ndarray | Sequence[np.ndarray]] | None = None,
         rows: Sequence[int] | None = None,
         threads: int = 2,
+        noisy: Sequence[np.ndarray] | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Endless shuffled batches; that of step n depends on (seed, name, n) only.
 
@@ -199,8 +211,10 @@ class Source:
             arrays: {name: [T, …] per frame of the only dataset, or a list with one for each}.
             rows: of each batch, the only ones read: this host's part; None: all.
             threads: that read ahead.
+            noisy: of each dataset, [K, M, 80] its mel with noise: half of the time one of them is
+                what mel and mel5 are of.
         """
-        load = self._loader(fields, size, mel_steps, arrays)
+        load = self._loader(fields, size, mel_steps, arrays, noisy)
         elements = self._elements(fields)
         dataset = (
             grain.MapDataset.source(elements)
@@ -247,12 +261,13 @@ class Source:
         elements = self.frames
         if WINDOW_FIELDS & set(fields):
             elements = [(k, f) for k, f in self.frames if f in self._windows[k][1]]
+        elements = _balanced(elements)
         if not elements:
             names = ", ".join(str(d.path) for d in self.datasets)
             raise ValueError(f"{names}: the {self.split} split has no frames to learn from")
         return elements
 
-    def _loader(self, fields, size, mel_steps, arrays):
+    def _loader(self, fields, size, mel_steps, arrays, noisy=None):
         arrays = {
             name: value if isinstance(value, (list, tuple)) else [value]
             for name, value in (arrays or {}).items()
@@ -266,7 +281,9 @@ class Source:
             data = self.datasets[speaker]
             starts, of = self._windows[speaker]
             start = of.get(frame, frame)
-            sample = _Sample(data, speaker, frame, start, starts, rng, size or data.size, mel_steps)
+            mel = _heard(data.mel, noisy[speaker] if noisy else None, rng)
+            side = size or data.size
+            sample = _Sample(data, speaker, frame, start, starts, rng, side, mel_steps, mel)
             return {
                 name: np.asarray(arrays[name][speaker][frame])
                 if name in arrays
@@ -275,6 +292,15 @@ class Source:
             }
 
         return load
+
+
+def _balanced(elements: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(speaker, frame) pairs, those of speakers with few of them repeated until all have alike."""
+    by_speaker: dict[int, list[tuple[int, int]]] = {}
+    for element in elements:
+        by_speaker.setdefault(element[0], []).append(element)
+    most = max(map(len, by_speaker.values()), default=0)
+    return [own[k % len(own)] for own in by_speaker.values() for k in range(most)]
 
 
 def crop_faces(images: np.ndarray, face_boxes: np.ndarray) -> np.ndarray:

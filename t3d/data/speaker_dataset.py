@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import shutil
@@ -16,8 +17,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from t3d.data import video
+from t3d.data import framing, video
+from t3d.data.parts import fingerprint
 from t3d.errors import UserError
+from t3d.metrics import lips
 
 META = "meta.json"
 FACE_SIZE = 96
@@ -98,6 +101,20 @@ def fold_frames(
     train = np.concatenate([np.arange(*ranges[FOLDED[(fold + k) % BLOCKS]]) for k in (2, 3, 4)])
     held = np.concatenate([test, np.arange(*ranges[FOLDED[(fold + 1) % BLOCKS]])])
     return np.sort(_away(train, held, gap))
+
+
+def block_frames(num_frames: int, number: int, count: int, fps: int) -> dict[str, np.ndarray]:
+    """Splits {train, validation, test: frames} of `SpeakerDataset.block`."""
+    if not 0 <= number < count:
+        raise ValueError(f"no block {number}: 0 to {count - 1}")
+    edges = np.linspace(0, num_frames, count + 1).round().astype(int)
+    first, end = edges[number], edges[number + 1]
+    third = (end - first) // 3
+    after = np.arange(end + fps, end + fps + third)
+    before = np.arange(first - fps - third, first - fps)
+    test, validation = np.arange(first, end), before if number == count - 1 else after
+    train = _away(np.arange(num_frames), np.concatenate([test, validation]), fps)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def turned_frames(yaw: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
@@ -340,6 +357,29 @@ class SpeakerDataset:
         if "frames" in self.meta:
             return np.concatenate([np.arange(*run) for run in self.meta["frames"][split]])
         return fold_frames(self.ranges, split, self.fold, self.meta["fps"])
+
+    def block(self, number: int, count: int) -> SpeakerDataset:
+        """The same clip in blocked folds: tested on one of `count` equal parts of its frames.
+
+        A third of a part after it (before it, of the last) validates, the rest trains but for 1 s
+        on both sides of every border; I_id is chosen anew. What t3d prepare fitted to its own
+        training frames (identity, albedo, focal length, light) stays.
+        """
+        frames = block_frames(self.num_frames, number, count, self.meta["fps"])
+        stored = np.concatenate([np.arange(*pair) for pair in self.ranges.values()])
+        runs = {
+            split: [(int(run[0]), int(run[-1]) + 1) for run in runs_of(np.intersect1d(of, stored))]
+            for split, of in frames.items()
+        }
+        folded = copy.copy(self)
+        named = fingerprint([self.meta["fingerprint"], "block", number, count])
+        folded.meta = self.meta | {"frames": runs, "fingerprint": named}
+        mouth = lips.mouth_opening(self.track["points68"])
+        points, turns = self.track["points68"], self.track["rotvec"]
+        calm = framing.calm_frames(points, turns, mouth, folded.frames("train"))
+        sharp = [framing.sharpness(self.picture(f, "face")) for f in calm]
+        folded.meta["identity_frame"] = int(calm[np.argmax(sharp)])
+        return folded
 
     def split_title(self, split: str) -> str:
         """What the frames of a split are, for a reader: 'test', 'test of fold 2', …"""

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t3d.speech.lipnet import standardised
+
 
 class StyleNet(nn.Module):
     """What of an expression is the speaker's manner: sound and identity -> f_exp-style.
@@ -25,17 +27,27 @@ class StyleNet(nn.Module):
         self, mel: jax.Array, identity: jax.Array, deterministic: bool = True
     ) -> jax.Array:
         """Mel window [B, S, 80] and identity code [B, 100] (σ) -> [B, 79] (σ); starts at zero."""
-        x = mel.astype(self.dtype) / 4
+        mel = standardised(mel).astype(self.dtype)
+        x = mel
         for strides in (1, 2, 2):
             x = nn.Conv(self.width, (3,), (strides,), dtype=self.dtype)(x)
             x = nn.gelu(nn.LayerNorm(use_fast_variance=False, dtype=self.dtype)(x))
-        # Manner is slow (loudness, rate): the mean over the window keeps it, not the phone.
-        x = nn.Dropout(self.dropout, deterministic=deterministic)(x.mean(1))
+        # Manner is slow: loudness, pitch, rate, how lively. What is the same whatever the order of
+        # the sounds tells it, and not the phones.
+        x = jnp.concatenate([statistics(x), statistics(mel)], -1)
+        x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         person = nn.gelu(nn.Dense(self.width // 2, dtype=self.dtype)(identity))
-        x = jnp.concatenate([x, person], -1)
-        x = nn.gelu(nn.Dense(self.width, dtype=self.dtype)(x))
+        x = jnp.concatenate([nn.Dense(self.width, dtype=self.dtype)(x), person], -1)
+        x = nn.gelu(nn.Dense(self.width, dtype=self.dtype)(nn.gelu(x)))
         out = nn.Dense(self.expression, kernel_init=nn.initializers.zeros, dtype=self.dtype)(x)
         return out.astype(jnp.float32)
+
+
+def statistics(x: jax.Array) -> jax.Array:
+    """Mean and deviation over time of features [B, S, C]: [B, 2 C] (x-vectors, Snyder 2018)."""
+    mean = x.mean(1)
+    variance = jnp.mean(jnp.square(x - mean[:, None]), 1)
+    return jnp.concatenate([mean, jnp.sqrt(variance + 1e-4)], -1)
 
 
 class FuseNet(nn.Module):
@@ -61,6 +73,18 @@ class FuseNet(nn.Module):
             expression_speech.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype
         )(x)
         return expression_speech + expression_style + change.astype(jnp.float32)
+
+
+def lip_distance(change: jax.Array, lip_basis: jax.Array) -> jax.Array:
+    """Mean distance (cm) by which a difference of expressions [B, 79] (σ) moves the lips' vertices.
+
+    Not squared: mouths are closed more often than open, and their mean is no mouth of theirs.
+
+    Args:
+        lip_basis: [79, 79 · 3] what each expression vector does to them (cm).
+    """
+    moved = (change @ lip_basis).reshape(len(change), -1, 3)
+    return jnp.mean(jnp.sqrt(jnp.sum(moved**2, -1) + 1e-8))
 
 
 def expression_loss(generated: jax.Array, target: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import numpy as np
 RATE = 16000
 MEL_RATE = 80  # mel steps a second
 MFCC_RATE = 100  # MFCC steps a second
-_FFT, _HOP, _BANDS = 800, 200, 80
+FFT, HOP, BANDS = 800, 200, 80  # of the mel: window and step in samples, and its bands
 
 
 def mel(audio) -> np.ndarray:
@@ -19,14 +19,44 @@ def mel(audio) -> np.ndarray:
     """
     audio = np.asarray(audio, np.float32)
     emphasised = audio - 0.97 * np.concatenate([np.zeros(1, np.float32), audio[:-1]])
-    if len(emphasised) <= _FFT // 2:  # reflection needs more than half a window
-        emphasised = np.pad(emphasised, (0, _FFT // 2 + 1 - len(emphasised)))
-    padded = np.pad(emphasised, _FFT // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[::_HOP]
-    frames = frames[: 1 + len(audio) // _HOP]
-    magnitude = np.abs(np.fft.rfft(frames * _hann(_FFT), axis=-1))
+    if len(emphasised) <= FFT // 2:  # reflection needs more than half a window
+        emphasised = np.pad(emphasised, (0, FFT // 2 + 1 - len(emphasised)))
+    padded = np.pad(emphasised, FFT // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP]
+    frames = frames[: 1 + len(audio) // HOP]
+    magnitude = np.abs(np.fft.rfft(frames * _hann(FFT), axis=-1))
     decibel = 20 * np.log10(np.maximum(1e-5, magnitude @ _mel_filters().T)) - 20
     return np.clip(8 * (decibel + 100) / 100 - 4, -4, 4).astype(np.float32)
+
+
+def noisy_mels(audio, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Mel spectrograms of a sound as other rooms and microphones would give them.
+
+    Each has another gain (±4 dB) and noise, 3 to 25 dB under the sound, whose spectrum falls
+    between not at all (white) and as 1/f (pink, in power 1/f²: a hum).
+
+    Args:
+        audio: float [N] mono at 16 kHz; count: K.
+
+    Returns:
+        float32 [K, M, 80], as `mel`.
+    """
+    audio = np.asarray(audio, np.float32)
+
+    def one() -> np.ndarray:
+        snr, fall = rng.uniform(3, 25), rng.uniform(0, 1)
+        noise = coloured_noise(len(audio), fall, rng) * audio.std() * 10 ** (-snr / 20)
+        return mel((audio + noise) * 10 ** (rng.uniform(-4, 4) / 20))
+
+    return np.stack([one() for _ in range(count)])
+
+
+def coloured_noise(length: int, fall: float, rng: np.random.Generator) -> np.ndarray:
+    """Noise [length] of deviation 1 whose amplitude falls as frequency to the power −fall."""
+    hertz = np.maximum(np.fft.rfftfreq(length, 1 / RATE), 20)
+    spectrum = rng.normal(size=len(hertz)) + 1j * rng.normal(size=len(hertz))
+    noise = np.fft.irfft(spectrum * hertz**-fall, length)
+    return noise / max(noise.std(), 1e-12)
 
 
 def mfcc(audio) -> np.ndarray:
@@ -69,8 +99,8 @@ def _hann(length: int) -> np.ndarray:
 @cache
 def _mel_filters() -> np.ndarray:
     """[80, 401] triangles of equal area on Slaney's mel scale, 55 to 7600 Hz."""
-    edges = _slaney_hertz(np.linspace(_slaney_mel(55.0), _slaney_mel(7600.0), _BANDS + 2))
-    bins = np.fft.rfftfreq(_FFT, 1 / RATE)
+    edges = _slaney_hertz(np.linspace(_slaney_mel(55.0), _slaney_mel(7600.0), BANDS + 2))
+    bins = np.fft.rfftfreq(FFT, 1 / RATE)
     rise = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
     fall = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
     return np.maximum(0, np.minimum(rise, fall)) * (2 / (edges[2:] - edges[:-2]))[:, None]

@@ -11,9 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t3d.speech.adversary import Adversary
+
 FACE = 96
 # The first row that is drawn (a multiple of 4) and where the drawn half has taken over from I_id.
 TOP, SEAM = 44, 54
+SPEECH_MEAN, SPEECH_DEVIATION = -1.7, 1.0  # of Wav2Lip's mel, over talking clips
+FOCUS = 10.0  # mel steps
 # Outer and inner eye corners, nose bridge and nostrils of the 68 landmarks: what speech hardly
 # moves.
 RIGID68 = np.array([36, 39, 42, 45, 27, 28, 29, 30, 31, 35])
@@ -90,7 +94,7 @@ class SpeechEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, mel: jax.Array, deterministic: bool) -> jax.Array:
-        x = mel.astype(self.dtype) / 4
+        x = (standardised(mel) * focus(mel.shape[1])[:, None]).astype(self.dtype)
         for strides in (1, 2):
             x = nn.Conv(2 * self.width, (3,), (strides,), dtype=self.dtype)(x)
             x = nn.gelu(nn.LayerNorm(use_fast_variance=False, dtype=self.dtype)(x))
@@ -98,38 +102,15 @@ class SpeechEncoder(nn.Module):
         return nn.Dense(self.bottleneck, dtype=self.dtype)(x.reshape(x.shape[0], -1))
 
 
-class LipNet(nn.Module):
-    """Audio encoder, identity encoder and a decoder of the lower half with skip connections.
+class FaceDecoder(nn.Module):
+    """The code of a sound and I_id -> Lip-wav: I_id's features, changed where the sound says."""
 
-    The decoder starts from I_id itself and learns what the sound changes. The code of the sound
-    is narrow and dropout is strong: a minute of one voice is little.
-
-    Attributes:
-        width: channels of the identity encoder's first map, a multiple of 8.
-        bottleneck: numbers that the sound may say about the mouth.
-        dropout: share of the sound's features dropped while training.
-    """
-
-    width: int = 32
-    bottleneck: int = 16
-    dropout: float = 0.4
-    dtype: jnp.dtype = jnp.float32
+    width: int
+    dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self, mel: jax.Array, identity_face: jax.Array, deterministic: bool = True
-    ) -> jax.Array:
-        """Draws Lip-wav images.
-
-        Args:
-            mel: [B, S, 80] window of the Wav2Lip mel around each frame's middle.
-            identity_face: [B, 96, 96, 3] I_id in [0, 1].
-
-        Returns:
-            lip_wav [B, 96, 96, 3] in [0, 1]; its upper half is I_id's.
-        """
+    def __call__(self, sound: jax.Array, identity_face: jax.Array) -> jax.Array:
         w, dtype = self.width, self.dtype
-        sound = SpeechEncoder(w, self.bottleneck, self.dropout, dtype)(mel, deterministic)
         masked = identity_face * (1 - seam_mask())
         both = jnp.concatenate([masked, identity_face], -1).astype(dtype) * 2 - 1
         fine = nn.gelu(nn.Conv(w, (4, 4), (2, 2), dtype=dtype)(both))
@@ -152,6 +133,75 @@ class LipNet(nn.Module):
         mask = seam_mask()[TOP:]
         lower = identity_face[:, TOP:] * (1 - mask) + drawn * mask
         return jnp.concatenate([identity_face[:, :TOP], lower], 1)
+
+
+class LipNet(nn.Module):
+    """Audio encoder, identity encoder and a decoder of the lower half with skip connections.
+
+    The decoder starts from I_id itself and learns what the sound changes. The code of the sound
+    is narrow and dropout is strong: a minute of one voice is little.
+
+    Attributes:
+        width: channels of the identity encoder's first map, a multiple of 8.
+        bottleneck: numbers that the sound may say about the mouth.
+        dropout: share of the sound's features dropped while training.
+        expression, identity: widths of the 3DMM's codes.
+    """
+
+    width: int = 32
+    bottleneck: int = 16
+    dropout: float = 0.4
+    expression: int = 79
+    identity: int = 100
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.ear = SpeechEncoder(self.width, self.bottleneck, self.dropout, self.dtype)
+        self.decoder = FaceDecoder(self.width, self.dtype)
+        self.movement = nn.Dense(
+            self.expression, kernel_init=nn.initializers.normal(1e-2), dtype=self.dtype
+        )
+        self.adversary = Adversary(self.identity)
+
+    def hear(self, mel: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Mel windows [B, S, 80] around each frame's middle -> sound codes [B, bottleneck]."""
+        return self.ear(mel, deterministic)
+
+    def draw(self, sound: jax.Array, identity_face: jax.Array) -> jax.Array:
+        """Sound codes and I_id [B, 96, 96, 3] in [0, 1] -> Lip-wav images of the same shape; their
+        upper half is I_id's."""
+        return self.decoder(sound, identity_face)
+
+    def move(self, sound: jax.Array) -> jax.Array:
+        """Sound codes -> [B, 79] (σ): by what the expression differs from that of I_id.
+
+        Linear: what the images are drawn from must say how the lips move.
+        """
+        return self.movement(sound).astype(jnp.float32)
+
+    def guess_speaker(self, sound: jax.Array) -> jax.Array:
+        """Sound codes -> [B, 100]: the speaker's identity code, as an adversary guesses it."""
+        return self.adversary(sound)
+
+    def __call__(
+        self, mel: jax.Array, identity_face: jax.Array, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """The images and the movement of a sound: `draw` and `move` of what is heard."""
+        sound = self.hear(mel, deterministic)
+        if self.is_initializing():
+            self.guess_speaker(sound)
+        return self.draw(sound, identity_face), self.move(sound)
+
+
+def standardised(mel: jax.Array) -> jax.Array:
+    """Mel windows in deviations of speech from its mean, both over all bands."""
+    return (mel - SPEECH_MEAN) / SPEECH_DEVIATION
+
+
+def focus(steps: int) -> jax.Array:
+    """[steps] weights of a mel window: a Gaussian about its middle, the moment that is drawn."""
+    away = jnp.arange(steps) - (steps - 1) / 2
+    return jnp.exp(-0.5 * (away / FOCUS) ** 2)
 
 
 def mouth_weight(points68: jax.Array, gain: float) -> jax.Array:
@@ -181,6 +231,13 @@ def lip_loss(lip_wav: jax.Array, face: jax.Array, weight: jax.Array) -> jax.Arra
     error = jnp.abs(lip_wav - face)[:, TOP:]
     weight = jnp.broadcast_to((weight * seam_mask())[:, TOP:], error.shape)
     return jnp.sum(error * weight) / jnp.sum(weight)
+
+
+def silence(key: jax.Array, like: jax.Array) -> jax.Array:
+    """Mel windows [B, S, 80] shaped `like` others in which nobody speaks: a room's faint noise."""
+    level = jax.random.uniform(key, (len(like), 1, 1), minval=-4.0, maxval=-3.2)
+    noise = 0.2 * jax.random.normal(jax.random.fold_in(key, 1), like.shape)
+    return jnp.clip(level + noise, -4.0, 4.0)
 
 
 def augment_mel(key: jax.Array, mel: jax.Array) -> jax.Array:

@@ -22,7 +22,8 @@ from t3d.prior import encoder as encoders
 from t3d.prior.heads import CODES
 from t3d.space import action_units, standardize
 from t3d.speech import lipnet, syncnet
-from t3d.speech.disentangle import expression_loss
+from t3d.speech.adversary import Adversary
+from t3d.speech.disentangle import expression_loss, lip_distance
 from t3d.talker import Motion, Talker
 from t3d.train.trainer import Batch, Frozen, Params, Stage
 
@@ -32,6 +33,7 @@ NOVEL += ("novel_depth",)
 RENDERED = ("rendered_face", "rendered_face_box", *(f"rendered_{name}" for name in CODES))
 KNOWN = ("face_box", "intrinsics", *CODES)  # of a face, real or rendered
 EMPTY_WEIGHT = 0.2  # of a random view's rays that pass the bare surface: hair may be there
+REST_OF_FACE = 0.003  # of Eq. 3 beside a cm of the lips: LipNet's sound need not tell it
 LATE_MOVES = 0.85  # share of the crops' movement that is gone at the end of the training
 RENDERED_WEIGHT = 0.1  # of heads that look less like the speaker than the speaker does
 LIP_EXPRESSION_SCALE = 5.0  # brings lip vertices (cm) to the size of coefficients in σ
@@ -127,34 +129,68 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
     def init(key, batch):
         return talker.lip.init(key, batch["mel"], batch["identity_face"])
 
-    def draw(params, mel, identity_face, key):
-        return talker.lip.apply(params, mel, identity_face, False, rngs={"dropout": key})
+    settings = config.lip
 
-    def loss(params, frozen, batch, key, step):
-        keys = jax.random.split(key, 3)
-        identity, mel = batch["identity_face"], batch["mel"]
-        if config.lip.augment:
-            mel = lipnet.augment_mel(keys[0], mel)
-        image = draw(params, mel, identity, keys[1])
-        weight = lipnet.mouth_weight(batch["identity_points_face"][:, :68], config.lip.mouth_gain)
-        reconstruction = lipnet.lip_loss(image, _aligned_face(batch), weight)
-        few = max(1, len(mel) // 8)  # five images each: the windows that SyncNet judges
-        mel5 = batch["mel5"][:few].reshape(few * 5, *mel.shape[1:])
-        images = draw(params, mel5, jnp.repeat(identity[:few], 5, 0), keys[2])
+    def hear(params, mel, key):
+        return talker.lip.apply(params, mel, False, rngs={"dropout": key}, method="hear")
+
+    def in_sync(params, frozen, batch, key):
+        """Eq. 2 on a few windows of five images, of speakers that SyncNet can tell in sync."""
+        few = max(1, len(batch["mel"]) // 8)
+        mel5 = batch["mel5"][:few]
+        identity = jnp.repeat(batch["identity_face"][:few], 5, 0)
+        sound = hear(params, mel5.reshape(few * 5, *mel5.shape[2:]), key)
+        images = talker.lip.apply(params, sound, identity, method="draw")
         face, sound = talker.coach.apply(
             frozen["sync"]["coach"], images.reshape(few, 5, *images.shape[1:]), batch["mel16"][:few]
         )
-        sync = syncnet.lip_sync_loss(face, sound)
-        weight = config.lip.sync_weight
-        total = (1 - weight) * reconstruction + weight * sync
-        return total, {"reconstruction": reconstruction, "sync": sync}
+        return jnp.mean(batch["sync_proved"][:few]) * syncnet.lip_sync_loss(face, sound)
+
+    def moves(params, sound, change):
+        """How far off a sound is about the lips (cm) and, barely, the rest of the face."""
+        off = talker.lip.apply(params, sound, method="move") - change
+        return lip_distance(off, facts.lip_basis) + REST_OF_FACE * expression_loss(off, 0.0)
+
+    def loss(params, frozen, batch, key, step):
+        keys = jax.random.split(key, 5)
+        identity, mel = batch["identity_face"], batch["mel"]
+        if settings.augment:
+            mel = lipnet.augment_mel(keys[0], mel)
+        weight = lipnet.mouth_weight(batch["identity_points_face"][:, :68], settings.mouth_gain)
+        sound = hear(params, mel, keys[1])
+        drawn = _rows(batch, slice(max(1, round(settings.drawn * len(mel)))))
+        few = len(drawn["mel"])
+        image = talker.lip.apply(params, sound[:few], identity[:few], method="draw")
+        terms = {
+            "reconstruction": lipnet.lip_loss(image, _aligned_face(drawn), weight[:few]),
+            "sync": in_sync(params, frozen, drawn, keys[2]),
+        }
+        share = settings.sync_weight
+        total = (1 - share) * terms["reconstruction"] + share * terms["sync"]
+        if is_on(settings.code_weight):
+            change = batch["expression"] - batch["identity_expression"]
+            terms["codes"] = moves(params, sound, change)
+            total += settings.code_weight * terms["codes"]
+        if is_on(settings.adversary_weight):
+            guess = talker.lip.apply(params, sound, method="guess_speaker")
+            terms["adversary"] = jnp.mean((guess - batch["identity"]) ** 2)
+            total += settings.adversary_weight * terms["adversary"]
+        if is_on(settings.silence_weight):
+            still = identity[: max(1, few // 4)]
+            sound = hear(params, lipnet.silence(keys[3], mel[: len(still)]), keys[4])
+            image = talker.lip.apply(params, sound, still, method="draw")
+            terms["silence"] = lipnet.lip_loss(image, still, weight[: len(still)])
+            terms["silence"] += moves(params, sound, 0.0)
+            total += settings.silence_weight * terms["silence"]
+        return total, terms
 
     def images(params, frozen, batch):
-        drawn = talker.lip.apply(params, batch["mel"], batch["identity_face"])
+        drawn, _ = talker.lip.apply(params, batch["mel"], batch["identity_face"])
         return {"truth": _aligned_face(batch), "lip_wav": drawn}
 
     fields = ("mel", "mel5", "mel16", "face", "points_face", "identity_face")
-    fields += ("identity_points_face",)
+    fields += ("identity_points_face", "expression", "identity_expression", "sync_proved")
+    fields += ("identity",)
     return Stage("lip", fields, init, loss, config.stages.lip, images, select="best")
 
 
@@ -176,7 +212,7 @@ def _prior(config: Any, talker: Talker, facts: Facts) -> Stage:
         keys = jax.random.split(key)
         mel, identity = lipnet.augment_mel(keys[0], rest["mel"]), rest["identity_face"]
         dropout = {"dropout": keys[1]}
-        drawn = talker.lip.apply(frozen["lip"], mel, identity, False, rngs=dropout)
+        drawn, _ = talker.lip.apply(frozen["lip"], mel, identity, False, rngs=dropout)
         return jnp.concatenate([swapped, drawn])
 
     def compare(said, codes, boxes, **more):
@@ -280,35 +316,60 @@ def augment_faces_alone(key: jax.Array, faces: jax.Array) -> jax.Array:
 def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
     """StyleNet and FuseNet: Eq. 3, and the same on the lips' vertices."""
 
+    settings = config.speech
+    adversary = Adversary(facts.lip_basis.shape[1])
+
     def init(key, batch):
-        keys = jax.random.split(key)
-        style = talker.style.init(keys[0], batch["mel"], batch["identity"])
-        fuse = talker.fuse.init(keys[1], batch["lip_codes"], batch["lip_codes"])
-        return {"style": style, "fuse": fuse}
+        keys = jax.random.split(key, 3)
+        codes = batch["lip_codes"]
+        return {
+            "style": talker.style.init(keys[0], batch["mel"], batch["identity"]),
+            "fuse": talker.fuse.init(keys[1], codes, codes),
+            "adversary": adversary.init(keys[2], codes),
+        }
+
+    def with_silence(batch, key):
+        """The batch's sounds, codes of Lip-wav and expressions, and after them some of silence."""
+        mel = batch["mel"]
+        if settings.augment:
+            mel = lipnet.augment_mel(key, mel)
+        names = ("identity", "lip_codes", "expression")
+        if not settings.silence:
+            return mel, *(batch[name] for name in names)
+        quiet = lipnet.silence(jax.random.fold_in(key, 1), mel[::4])
+        still = (batch[name][::4] for name in ("identity", "silent_codes", "identity_expression"))
+        pairs = zip((batch[name] for name in names), still)
+        return jnp.concatenate([mel, quiet]), *(jnp.concatenate(pair) for pair in pairs)
 
     def loss(params, frozen, batch, key, step):
         keys = jax.random.split(key, 4)
-        mel = batch["mel"]
-        if config.speech.augment:
-            mel = lipnet.augment_mel(keys[0], mel)
+        mel, identity, speech, target = with_silence(batch, keys[0])
+        # Manner must be heard, not looked up: the identity code of somebody else in the batch.
+        other = jax.random.bernoulli(keys[3], settings.swap, (len(mel), 1))
+        identity = jnp.where(other, jnp.roll(identity, 1, 0), identity)
         mel = jnp.where(talker.inputs == "speech", 0.0, mel)
-        style = talker.style.apply(
-            params["style"], mel, batch["identity"], False, rngs={"dropout": keys[1]}
-        )
-        speech = batch["lip_codes"]
+        style = talker.style.apply(params["style"], mel, identity, False, rngs={"dropout": keys[1]})
         speech = jnp.zeros_like(speech) if talker.inputs == "entire" else speech
         style = jnp.zeros_like(style) if talker.inputs == "speech" else style
         expression = talker.fuse.apply(
             params["fuse"], speech, style, False, rngs={"dropout": keys[2]}
         )
-        error = expression_loss(expression, batch["expression"])
-        moved = (expression - batch["expression"]) @ facts.lip_basis
-        lips = jnp.mean((LIP_EXPRESSION_SCALE * moved) ** 2)
+        error = expression_loss(expression, target)
+        lips = lip_distance(expression - target, facts.lip_basis)
         small = jnp.mean(style**2)
-        total = error + config.speech.lip_weight * lips + config.speech.style_weight * small
-        return total, {"expression": error, "lips": lips}
+        total = error + settings.lip_weight * lips + settings.style_weight * small
+        if is_on(settings.leak_weight):  # what moves the lips is f_exp-aud
+            total += settings.leak_weight * lip_distance(expression - speech, facts.lip_basis)
+        terms = {"expression": error, "lips": lips}
+        if is_on(settings.adversary_weight):
+            guess = adversary.apply(params["adversary"], style)
+            moved = LIP_EXPRESSION_SCALE * (target @ facts.lip_basis)
+            terms["adversary"] = jnp.mean((guess - moved) ** 2)
+            total += settings.adversary_weight * terms["adversary"]
+        return total, terms
 
     fields = ("mel", "identity", "lip_codes", "expression")
+    fields += ("silent_codes", "identity_expression") if settings.silence else ()
     return Stage("speech", fields, init, loss, config.stages.speech, select="best")
 
 

@@ -356,3 +356,35 @@ def test_missing_unfinished_and_damaged_datasets_say_what_to_do(tmp_path, folder
     (damaged / "track.npz").write_bytes(b"PK nonsense")
     with pytest.raises(UserError, match="damaged dataset"):
         SpeakerDataset(damaged)
+
+
+def test_a_block_is_tested_apart_from_what_trains_and_validates(folder):
+    frames = {k: speaker_dataset.block_frames(600, k, 6, 25) for k in range(6)}
+    np.testing.assert_array_equal(
+        np.concatenate([frames[k]["test"] for k in range(6)]), np.arange(600)
+    )
+    for own in frames.values():
+        assert len(own["validation"]) == 33 and own["validation"].min() >= 0
+        assert own["validation"].max() < 600
+        for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
+            assert np.abs(own[one][:, None] - own[other]).min() >= 25
+    with pytest.raises(ValueError, match="0 to 5"):
+        speaker_dataset.block_frames(600, 6, 6, 25)
+
+
+def test_half_of_the_sounds_that_are_learned_from_are_noisy_copies(folder):
+    source = Source([SpeakerDataset(folder)], "train")
+    mel = SpeakerDataset(folder).mel
+    noisy = [np.stack([mel + 1000, mel + 2000])]
+    ask = dict(fields=("mel", "mel5", "frame"), batch_size=64, seed=0, name="lip")
+    batch = next(source.batches(**ask, noisy=noisy))
+    copy = np.round(batch["mel"][:, 0, 0], -3)
+    assert set(copy) == {0, 1000, 2000} and 16 < (copy == 0).sum() < 48
+    np.testing.assert_array_equal(np.round(batch["mel5"][:, 0, 0, 0], -3), copy)
+    clean = next(source.batches(**ask))
+    assert clean["mel"].max() < 1000
+
+
+def test_a_short_clip_is_met_as_often_as_a_long_one(folder):
+    elements = pipeline._balanced([(0, 1), (0, 2), (0, 3), (1, 7), (1, 8)])
+    assert elements == [(0, 1), (0, 2), (0, 3), (1, 7), (1, 8), (1, 7)]

@@ -4,7 +4,13 @@ import numpy as np
 import optax
 import pytest
 
-from t3d.speech.disentangle import FuseNet, StyleNet, expression_loss
+from t3d.speech.disentangle import (
+    FuseNet,
+    StyleNet,
+    expression_loss,
+    lip_distance,
+    statistics,
+)
 
 
 def test_eq3_equals_the_squared_norm_of_the_difference():
@@ -17,6 +23,25 @@ def test_eq3_gradient_is_twice_the_difference_and_zero_at_the_target():
     generated, target = jnp.array([[0.0, 2.0]]), jnp.array([[0.0, -1.0]])
     np.testing.assert_allclose(jax.grad(expression_loss)(generated, target), [[0.0, 6.0]])
     np.testing.assert_array_equal(jax.grad(expression_loss)(target, target), [[0.0, 0.0]])
+
+
+def test_statistics_forget_the_order_of_sounds_and_nothing_else_of_one_feature():
+    x = jnp.array([[[1.0], [3.0], [5.0]], [[5.0], [1.0], [3.0]]])
+    found = statistics(x)
+    np.testing.assert_allclose(found[0], found[1])
+    np.testing.assert_allclose(found[0], [3.0, np.sqrt(8 / 3 + 1e-4)], rtol=1e-6)
+    constant = jax.grad(lambda x: statistics(x).sum())(jnp.ones((1, 4, 2)))
+    assert jnp.isfinite(constant).all()
+
+
+def test_lips_are_off_by_their_mean_distance_in_space():
+    basis = np.zeros((79, 79 * 3), np.float32)
+    basis[0] = np.tile([3.0, 0.0, 4.0], 79)  # one σ moves all lip vertices by 5 cm
+    change = np.zeros((2, 79), np.float32)
+    change[0, 0] = 2.0
+    np.testing.assert_allclose(lip_distance(jnp.asarray(change), basis), 5.0, atol=1e-3)
+    gradient = jax.grad(lip_distance)(jnp.zeros((2, 79)), basis)
+    assert jnp.isfinite(gradient).all()
 
 
 @pytest.fixture(scope="module")

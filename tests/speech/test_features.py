@@ -50,3 +50,23 @@ def test_windows_are_slices_inside_and_repeat_the_ends_outside():
     np.testing.assert_array_equal(features.mel_window(mel, 3, 4), mel[3:7])
     np.testing.assert_array_equal(features.mel_window(mel, -2, 3), mel[[0, 0, 0]])
     np.testing.assert_array_equal(features.mel_window(mel, 8, 4), mel[[8, 9, 9, 9]])
+
+
+def test_noise_is_as_loud_and_as_coloured_as_asked():
+    rng = np.random.default_rng(0)
+    for fall in (0.0, 0.5, 1.0):
+        noise = features.coloured_noise(1 << 16, fall, rng)
+        assert noise.std() == pytest.approx(1)
+        power = np.abs(np.fft.rfft(noise)) ** 2
+        low, high = (power[b : 2 * b].mean() for b in (1000, 8000))
+        assert low / high == pytest.approx(8 ** (2 * fall), rel=0.2)
+
+
+def test_noisy_copies_are_the_sound_where_it_is_loud_and_noise_where_it_is_not():
+    rng = np.random.default_rng(0)
+    sound = np.sin(np.arange(16000) * 2 * np.pi * 440 / 16000) * (np.arange(16000) < 8000) * 0.3
+    clean, copies = features.mel(sound), features.noisy_mels(sound, 5, rng)
+    assert copies.shape == (5, *clean.shape)
+    assert np.abs(copies[:, 20].max(-1) - clean[20].max()).max() < 0.6  # a gain of 4 dB is 0.32
+    assert (copies[:, 60].mean(-1) > clean[60].mean() + 0.3).all()
+    assert np.abs(copies[0] - copies[1]).max() > 0.1

@@ -40,7 +40,7 @@ def turned(points, degrees, scale, shift):
 
 def test_the_upper_half_is_the_identity_image_itself(tiny, batch):
     model, params = tiny
-    image = jax.jit(model.apply)(params, batch["mel"], batch["identity"])
+    image, _ = jax.jit(model.apply)(params, batch["mel"], batch["identity"])
     assert image.shape == (4, 96, 96, 3)
     np.testing.assert_array_equal(image[:, : lipnet.TOP], batch["identity"][:, : lipnet.TOP])
     assert (image >= 0).all()
@@ -49,7 +49,7 @@ def test_the_upper_half_is_the_identity_image_itself(tiny, batch):
 
 def test_it_starts_from_the_identity_image(tiny, batch):
     model, params = tiny
-    image = jax.jit(model.apply)(params, batch["mel"], batch["identity"])
+    image, _ = jax.jit(model.apply)(params, batch["mel"], batch["identity"])
     np.testing.assert_allclose(image, batch["identity"], atol=0.03)
 
 
@@ -136,6 +136,53 @@ def test_what_is_heard_varies_by_dropout_in_training_only(batch):
     )
 
 
+def test_the_image_and_the_movement_are_of_one_sound_code(tiny, batch):
+    model, params = tiny
+    image, movement = model.apply(params, batch["mel"], batch["identity"])
+    sound = model.apply(params, batch["mel"], method="hear")
+    assert sound.shape == (4, 4)
+    drawn = model.apply(params, sound, batch["identity"], method="draw")
+    np.testing.assert_allclose(drawn, image, atol=1e-6)
+    np.testing.assert_allclose(model.apply(params, sound, method="move"), movement, atol=1e-6)
+    halfway = model.apply(params, 0.5 * (sound[:1] + sound[1:2]), method="move")
+    np.testing.assert_allclose(halfway[0], movement[:2].mean(0), atol=1e-5)  # linear
+
+
+def test_the_moment_that_is_drawn_counts_most_and_its_surroundings_alike():
+    weights = np.asarray(lipnet.focus(40))
+    np.testing.assert_allclose(weights, weights[::-1], rtol=1e-6)
+    assert weights[[19, 20]].min() == weights.max() > 0.99 and weights[0] < 0.2
+
+
+def test_silence_is_faint_whatever_was_heard_and_differs_by_key(batch):
+    quiet = lipnet.silence(jax.random.key(0), batch["mel"])
+    assert quiet.shape == batch["mel"].shape and quiet.min() >= -4 and quiet.mean() < -3
+    assert jnp.abs(quiet - lipnet.silence(jax.random.key(1), batch["mel"])).max() > 0.1
+
+
+def test_the_adversary_learns_to_guess_while_the_sound_learns_to_hide(tiny, batch):
+    model, params = tiny
+    identity = np.random.default_rng(3).normal(size=(4, 100)).astype(np.float32)
+
+    def loss(p):
+        sound = model.apply(p, batch["mel"], method="hear")
+        return jnp.mean((model.apply(p, sound, method="guess_speaker") - identity) ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    moved = lambda part, by: loss(  # noqa: E731
+        {
+            "params": params["params"]
+            | {
+                part: jax.tree.map(
+                    lambda x, g: x - by * g, params["params"][part], gradient["params"][part]
+                )
+            }
+        }
+    )
+    assert moved("adversary", 1e-2) < loss(params)  # a step down helps the guess
+    assert moved("ear", 1e-2) > loss(params)  # and hides it
+
+
 def test_it_learns_four_fixed_faces(tiny, batch):
     model, params = tiny
     weight = jnp.ones((1, 96, 96, 1))
@@ -143,7 +190,7 @@ def test_it_learns_four_fixed_faces(tiny, batch):
     state = optimiser.init(params)
 
     def loss(p):
-        image = model.apply(p, batch["mel"], batch["identity"])
+        image, _ = model.apply(p, batch["mel"], batch["identity"])
         return lipnet.lip_loss(image, batch["face"], weight)
 
     @jax.jit

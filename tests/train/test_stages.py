@@ -31,6 +31,9 @@ def batch():
         "mask": np.ones((BATCH, SIZE, SIZE, 1)),
         "points68": rng.uniform(0.3, 0.7, (BATCH, 68, 2)),
         "mel": rng.normal(size=(BATCH, 16, 80)),
+        "mel5": rng.normal(size=(BATCH, 5, 16, 80)),
+        "mel16": rng.normal(size=(BATCH, 16, 80)),
+        "sync_proved": np.ones(BATCH),
         "identity": rng.normal(size=(BATCH, 100)),
         "albedo": rng.normal(size=(BATCH, 100)),
         "illumination": rng.normal(size=(BATCH, 27)),
@@ -42,7 +45,7 @@ def batch():
         "guide_active": np.ones(near.shape, bool),
         "row": np.arange(BATCH),
     }
-    codes = ("expression", "lip_codes", "oracle_codes")
+    codes = ("expression", "lip_codes", "oracle_codes", "silent_codes", "identity_expression")
     values |= {name: rng.normal(size=(BATCH, 79)) for name in codes}
     return {
         n: jnp.asarray(v, jnp.float32) if v.dtype == np.float64 else v for n, v in values.items()
@@ -119,6 +122,48 @@ def test_crops_move_by_their_share_at_most_and_not_at_all_without_one(faces):
     assert by[100:].max() == 0 and np.abs(angle[100:]).max() == 0
     assert 0.09 < by[:100].max() <= 0.1 + 1e-6
     assert np.radians(9) < np.abs(angle).max() <= np.radians(10)
+
+
+def stage_of(name, faces, *overrides):
+    """A stage's jitted loss, its params and those of the stages before it."""
+    config, talker, facts = made(*overrides)
+    facts = stages.Facts(facts.au_prevalence, encoders.marks_basis(basis.load("procedural")))
+    stage, key = stages.make_stages(config, talker, facts)[name], jax.random.key(0)
+    coach = talker.coach.init(key, jnp.zeros((1, 5, 96, 96, 3)), faces["mel16"][:1])
+    frozen = {"sync": {"coach": coach}}
+    return jax.jit(stage.loss), stage.init(key, faces), frozen
+
+
+def test_the_papers_lipnet_has_reconstruction_and_equation_2_and_nothing_else(faces):
+    loss, params, frozen = stage_of("lip", faces, "paper=True")
+    total, terms = loss(params, frozen, faces, jax.random.key(0), 0)
+    assert set(terms) == {"reconstruction", "sync"}
+    np.testing.assert_allclose(total, 0.97 * terms["reconstruction"] + 0.03 * terms["sync"], 1e-5)
+
+
+def test_a_syncnet_that_proved_nothing_teaches_nothing(faces):
+    loss, params, frozen = stage_of("lip", faces)
+    proved = loss(params, frozen, faces, jax.random.key(0), 0)[1]["sync"]
+    refused = faces | {"sync_proved": jnp.zeros(BATCH)}
+    assert proved > 0 and loss(params, frozen, refused, jax.random.key(0), 0)[1]["sync"] == 0
+
+
+def test_the_lips_are_left_to_the_speech_code_unless_the_paper_says_otherwise(faces):
+    def leaks(*overrides):
+        loss, params, frozen = stage_of("speech", faces, *overrides)
+        bent = jax.tree.map(lambda x: x + 0.1, params["fuse"])  # moves the lips by itself
+        still, moving = (
+            loss(params | {"fuse": fuse}, frozen, faces, jax.random.key(0), 0)
+            for fuse in (params["fuse"], bent)
+        )
+        eq3 = moving[1]["expression"] - still[1]["expression"]
+        lips = moving[1]["lips"] - still[1]["lips"]
+        return float(moving[0] - still[0] - eq3), float(lips)
+
+    beside, lips = leaks("speech.lip_weight=0", "speech.silence=False")
+    assert beside > 1.0
+    beside, _ = leaks("paper=True")
+    assert abs(beside) < 1e-3
 
 
 def test_feature_weights_have_mean_one_and_peak_at_the_mouth(batch):
