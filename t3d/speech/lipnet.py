@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t3d.speech.adversary import Adversary
-
 FACE = 96
 # The first row that is drawn (a multiple of 4) and where the drawn half has taken over from I_id.
 TOP, SEAM = 44, 54
@@ -145,14 +143,13 @@ class LipNet(nn.Module):
         width: channels of the identity encoder's first map, a multiple of 8.
         bottleneck: numbers that the sound may say about the mouth.
         dropout: share of the sound's features dropped while training.
-        expression, identity: widths of the 3DMM's codes.
+        expression: width of an expression code.
     """
 
     width: int = 32
     bottleneck: int = 16
     dropout: float = 0.4
     expression: int = 79
-    identity: int = 100
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -161,7 +158,6 @@ class LipNet(nn.Module):
         self.movement = nn.Dense(
             self.expression, kernel_init=nn.initializers.normal(1e-2), dtype=self.dtype
         )
-        self.adversary = Adversary(self.identity)
 
     def hear(self, mel: jax.Array, deterministic: bool = True) -> jax.Array:
         """Mel windows [B, S, 80] around each frame's middle -> sound codes [B, bottleneck]."""
@@ -179,17 +175,11 @@ class LipNet(nn.Module):
         """
         return self.movement(sound).astype(jnp.float32)
 
-    def guess_speaker(self, sound: jax.Array) -> jax.Array:
-        """Sound codes -> [B, 100]: the speaker's identity code, as an adversary guesses it."""
-        return self.adversary(sound)
-
     def __call__(
         self, mel: jax.Array, identity_face: jax.Array, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
         """The images and the movement of a sound: `draw` and `move` of what is heard."""
         sound = self.hear(mel, deterministic)
-        if self.is_initializing():
-            self.guess_speaker(sound)
         return self.draw(sound, identity_face), self.move(sound)
 
 

@@ -22,8 +22,8 @@ from t3d.prior import encoder as encoders
 from t3d.prior.heads import CODES
 from t3d.space import action_units, standardize
 from t3d.speech import lipnet, syncnet
-from t3d.speech.adversary import Adversary
 from t3d.speech.disentangle import expression_loss, lip_distance
+from t3d.speech.independence import dependence
 from t3d.talker import Motion, Talker
 from t3d.train.trainer import Batch, Frozen, Params, Stage
 
@@ -134,13 +134,17 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
     def hear(params, mel, key):
         return talker.lip.apply(params, mel, False, rngs={"dropout": key}, method="hear")
 
+    def draw(params, sound, identity):
+        told = jax.lax.stop_gradient(sound) if settings.deaf_to_images else sound
+        return talker.lip.apply(params, told, identity, method="draw")
+
     def in_sync(params, frozen, batch, key):
         """Eq. 2 on a few windows of five images, of speakers that SyncNet can tell in sync."""
         few = max(1, len(batch["mel"]) // 8)
         mel5 = batch["mel5"][:few]
         identity = jnp.repeat(batch["identity_face"][:few], 5, 0)
         sound = hear(params, mel5.reshape(few * 5, *mel5.shape[2:]), key)
-        images = talker.lip.apply(params, sound, identity, method="draw")
+        images = draw(params, sound, identity)
         face, sound = talker.coach.apply(
             frozen["sync"]["coach"], images.reshape(few, 5, *images.shape[1:]), batch["mel16"][:few]
         )
@@ -151,34 +155,42 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
         off = talker.lip.apply(params, sound, method="move") - change
         return lip_distance(off, facts.lip_basis) + REST_OF_FACE * expression_loss(off, 0.0)
 
+    def mixed(mel, change, key):
+        """Sounds and movements between two of the batch (mixup, Zhang et al. 2018): a sound that
+        is like none that was heard moves the lips less."""
+        share = jax.random.beta(key, settings.mixup, settings.mixup, (len(mel), 1))
+        share = jnp.maximum(share, 1 - share)
+        blend = lambda x, share: share * x + (1 - share) * jnp.roll(x, 1, 0)  # noqa: E731
+        return blend(mel, share[..., None]), blend(change, share)
+
     def loss(params, frozen, batch, key, step):
-        keys = jax.random.split(key, 5)
+        keys = jax.random.split(key, 6)
         identity, mel = batch["identity_face"], batch["mel"]
-        if settings.augment:
-            mel = lipnet.augment_mel(keys[0], mel)
         weight = lipnet.mouth_weight(batch["identity_points_face"][:, :68], settings.mouth_gain)
         sound = hear(params, mel, keys[1])
         drawn = _rows(batch, slice(max(1, round(settings.drawn * len(mel)))))
         few = len(drawn["mel"])
-        image = talker.lip.apply(params, sound[:few], identity[:few], method="draw")
+        image = draw(params, sound[:few], identity[:few])
         terms = {
             "reconstruction": lipnet.lip_loss(image, _aligned_face(drawn), weight[:few]),
             "sync": in_sync(params, frozen, drawn, keys[2]),
         }
         share = settings.sync_weight
         total = (1 - share) * terms["reconstruction"] + share * terms["sync"]
+        if is_on(settings.independence_weight):
+            terms["speaker"] = dependence(sound, batch["identity"])
+            total += settings.independence_weight * terms["speaker"]
         if is_on(settings.code_weight):
             change = batch["expression"] - batch["identity_expression"]
+            if settings.mixup:
+                blend, change = mixed(mel, change, keys[5])
+                sound = hear(params, blend, keys[1])
             terms["codes"] = moves(params, sound, change)
             total += settings.code_weight * terms["codes"]
-        if is_on(settings.adversary_weight):
-            guess = talker.lip.apply(params, sound, method="guess_speaker")
-            terms["adversary"] = jnp.mean((guess - batch["identity"]) ** 2)
-            total += settings.adversary_weight * terms["adversary"]
         if is_on(settings.silence_weight):
             still = identity[: max(1, few // 4)]
             sound = hear(params, lipnet.silence(keys[3], mel[: len(still)]), keys[4])
-            image = talker.lip.apply(params, sound, still, method="draw")
+            image = draw(params, sound, still)
             terms["silence"] = lipnet.lip_loss(image, still, weight[: len(still)])
             terms["silence"] += moves(params, sound, 0.0)
             total += settings.silence_weight * terms["silence"]
@@ -191,7 +203,8 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
     fields = ("mel", "mel5", "mel16", "face", "points_face", "identity_face")
     fields += ("identity_points_face", "expression", "identity_expression", "sync_proved")
     fields += ("identity",)
-    return Stage("lip", fields, init, loss, config.stages.lip, images, select="best")
+    # Not the best: a few seconds of validation choose too early, while the lips still learn.
+    return Stage("lip", fields, init, loss, config.stages.lip, images)
 
 
 def _prior(config: Any, talker: Talker, facts: Facts) -> Stage:
@@ -317,15 +330,13 @@ def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
     """StyleNet and FuseNet: Eq. 3, and the same on the lips' vertices."""
 
     settings = config.speech
-    adversary = Adversary(facts.lip_basis.shape[1])
 
     def init(key, batch):
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(key)
         codes = batch["lip_codes"]
         return {
             "style": talker.style.init(keys[0], batch["mel"], batch["identity"]),
             "fuse": talker.fuse.init(keys[1], codes, codes),
-            "adversary": adversary.init(keys[2], codes),
         }
 
     def with_silence(batch, key):
@@ -361,11 +372,9 @@ def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
         if is_on(settings.leak_weight):  # what moves the lips is f_exp-aud
             total += settings.leak_weight * lip_distance(expression - speech, facts.lip_basis)
         terms = {"expression": error, "lips": lips}
-        if is_on(settings.adversary_weight):
-            guess = adversary.apply(params["adversary"], style)
-            moved = LIP_EXPRESSION_SCALE * (target @ facts.lip_basis)
-            terms["adversary"] = jnp.mean((guess - moved) ** 2)
-            total += settings.adversary_weight * terms["adversary"]
+        if is_on(settings.independence_weight):
+            terms["content"] = dependence(style, target @ facts.lip_basis)
+            total += settings.independence_weight * terms["content"]
         return total, terms
 
     fields = ("mel", "identity", "lip_codes", "expression")
