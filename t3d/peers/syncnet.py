@@ -15,12 +15,12 @@ import numpy as np
 from t3d import assets
 from t3d.errors import UserError
 from t3d.peers import torch_file
+from t3d.peers.torch_file import take, take_folded
 
 Weights = dict[str, np.ndarray]
 
 SIZE = 224  # side of its face crops
 MFCC_STEPS = 20  # beside five frames
-_EPSILON = 1e-5  # of its batch normalisations
 # Convolutions: number in the peer's list, stride, padding, what pools after it (stride, padding;
 # always 3 × 3). The first of the lips spans all five frames, which makes them channels.
 _LIP = (
@@ -78,18 +78,18 @@ def from_state(state: Weights) -> Weights:
     Raises:
         ValueError: a tensor is missing or of the wrong shape.
     """
-    weights: Weights = {}
+    left, weights = dict(state), {}
     for ours, layers, shapes in (("lip", _LIP, _LIP_SHAPES), ("audio", _AUDIO, _AUDIO_SHAPES)):
         theirs = ours.replace("audio", "aud")
         for i, ((number, *_), shape) in enumerate(zip(layers, shapes, strict=True)):
-            kernel, bias = _folded(state, f"netcnn{theirs}", number, shape)
+            kernel, bias = _folded(left, f"netcnn{theirs}", number, shape)
             # [out, colour, time, h, w] → [out, colour · time, h, w]
             weights[f"{ours}{i}.weight"] = kernel.reshape(len(kernel), -1, *shape[-2:])
             weights[f"{ours}{i}.bias"] = bias
-        hidden, bias = _folded(state, f"netfc{theirs}", 0, (512, 512))
+        hidden, bias = _folded(left, f"netfc{theirs}", 0, (512, 512))
         weights |= {f"{ours}_hidden.weight": hidden, f"{ours}_hidden.bias": bias}
-        weights[f"{ours}_out.weight"] = _take(state, f"netfc{theirs}.3.weight", (1024, 512))
-        weights[f"{ours}_out.bias"] = _take(state, f"netfc{theirs}.3.bias", (1024,))
+        weights[f"{ours}_out.weight"] = take(left, f"netfc{theirs}.3.weight", (1024, 512))
+        weights[f"{ours}_out.bias"] = take(left, f"netfc{theirs}.3.bias", (1024,))
     return weights
 
 
@@ -140,22 +140,7 @@ def _linear(weights: Weights, name: str, x: jax.Array) -> jax.Array:
     return jnp.dot(x, matrix.T, precision=jax.lax.Precision.HIGHEST) + weights[f"{name}.bias"]
 
 
-def _folded(state: Weights, part: str, number: int, shape: tuple) -> tuple[np.ndarray, np.ndarray]:
+def _folded(left: Weights, part: str, number: int, shape: tuple) -> tuple[np.ndarray, np.ndarray]:
     """Kernel [out, …] and bias [out] of a layer and the batch normalisation that follows it."""
-    kernel = _take(state, f"{part}.{number}.weight", shape).astype(np.float64)
-    bias = _take(state, f"{part}.{number}.bias", shape[:1])
-    names = ("weight", "bias", "running_mean", "running_var")
-    gain, shift, mean, variance = (
-        _take(state, f"{part}.{number + 1}.{name}", shape[:1]).astype(np.float64) for name in names
-    )
-    gain = gain / np.sqrt(variance + _EPSILON)
-    kernel = kernel * gain.reshape(-1, *[1] * (len(shape) - 1))
-    return kernel.astype(np.float32), ((bias - mean) * gain + shift).astype(np.float32)
-
-
-def _take(state: Weights, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if name not in state:
-        raise ValueError(f"no {name}")
-    if state[name].shape != shape:
-        raise ValueError(f"{name} is {state[name].shape}, not {shape}")
-    return np.asarray(state[name], np.float32)
+    kernel = take(left, f"{part}.{number}.weight", shape)
+    return take_folded(left, kernel, f"{part}.{number}", f"{part}.{number + 1}")

@@ -17,6 +17,7 @@ import numpy as np
 
 from t3d.errors import UserError
 
+_NORM_EPSILON = 1e-5  # PyTorch's, of batch normalisation
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
     "DoubleStorage": "<f8",
@@ -158,6 +159,48 @@ def state_dict(path: str | Path) -> dict[str, np.ndarray]:
     if all(str(name).startswith("module.") for name in named):
         named = {name.removeprefix("module."): value for name, value in named.items()}
     return named
+
+
+def take(left: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Takes a named tensor out of `left`, as float32.
+
+    Raises:
+        ValueError: it is missing or of another shape.
+    """
+    if name not in left:
+        raise ValueError(f"no {name}")
+    if left[name].shape != shape:
+        raise ValueError(f"{name} is {left[name].shape}, not {shape}")
+    return np.asarray(left.pop(name), np.float32)
+
+
+def take_folded(
+    left: dict[str, np.ndarray], kernel: np.ndarray, layer: str, normalisation: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Folds the batch normalisation that follows a layer into it.
+
+    Args:
+        left: named tensors, out of which the layer's bias and the normalisation's are taken.
+        kernel: [out, …] of the layer.
+        layer: its name.
+        normalisation: the name of what follows it.
+
+    Returns:
+        kernel [out, …] and bias [out], float32.
+
+    Raises:
+        ValueError: as `take`.
+    """
+    channels = kernel.shape[:1]
+    bias = take(left, f"{layer}.bias", channels)
+    names = ("weight", "bias", "running_mean", "running_var")
+    gain, shift, mean, variance = (
+        take(left, f"{normalisation}.{name}", channels).astype(np.float64) for name in names
+    )
+    left.pop(f"{normalisation}.num_batches_tracked", None)
+    gain = gain / np.sqrt(variance + _NORM_EPSILON)
+    kernel = kernel * gain.reshape(-1, *[1] * (kernel.ndim - 1))
+    return kernel.astype(np.float32), ((bias - mean) * gain + shift).astype(np.float32)
 
 
 def _read_zip(file: BinaryIO) -> Any:

@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t3d.peers.torch_file import take, take_folded
 from t3d.speech.syncnet import unit
 
 Weights = dict[str, np.ndarray]
-
-_EPSILON = 1e-5  # of its batch normalisations
 
 
 class _Layer(NamedTuple):
@@ -129,8 +128,8 @@ def generator_from_state(state: Weights) -> Weights:
     """
     left = dict(state)
     weights = _fold_lists(left, _GENERATOR_LISTS)
-    weights["output_block.1.weight"] = _take(left, "output_block.1.weight", _COLOUR.shape)
-    weights["output_block.1.bias"] = _take(left, "output_block.1.bias", _COLOUR.shape[:1])
+    weights["output_block.1.weight"] = take(left, "output_block.1.weight", _COLOUR.shape)
+    weights["output_block.1.bias"] = take(left, "output_block.1.bias", _COLOUR.shape[:1])
     _check_nothing_left(left)
     return weights
 
@@ -156,31 +155,14 @@ def _fold_lists(left: Weights, lists: dict[str, Layers]) -> Weights:
 def _folded(left: Weights, block: str, layer: _Layer) -> tuple[np.ndarray, np.ndarray]:
     """Kernel [out, in, h, w] and bias [out] of a convolution and its batch normalisation."""
     kernel = _kernel(left, f"{block}.0.weight", layer)
-    channels = layer.shape[:1]
-    bias = _take(left, f"{block}.0.bias", channels)
-    names = ("weight", "bias", "running_mean", "running_var")
-    gain, shift, mean, variance = (
-        _take(left, f"{block}.1.{name}", channels).astype(np.float64) for name in names
-    )
-    left.pop(f"{block}.1.num_batches_tracked", None)
-    gain = gain / np.sqrt(variance + _EPSILON)
-    bias = (bias - mean) * gain + shift
-    return (kernel * gain[:, None, None, None]).astype(np.float32), bias.astype(np.float32)
+    return take_folded(left, kernel, f"{block}.0", f"{block}.1")
 
 
 def _kernel(left: Weights, name: str, layer: _Layer) -> np.ndarray:
     outputs, inputs, *sides = layer.shape
     if not layer.transposed:
-        return _take(left, name, layer.shape)
-    return _take(left, name, (inputs, outputs, *sides)).swapaxes(0, 1)[:, :, ::-1, ::-1]
-
-
-def _take(left: Weights, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if name not in left:
-        raise ValueError(f"no {name}")
-    if left[name].shape != shape:
-        raise ValueError(f"{name} is {left[name].shape}, not {shape}")
-    return np.asarray(left.pop(name), np.float32)
+        return take(left, name, layer.shape)
+    return take(left, name, (inputs, outputs, *sides)).swapaxes(0, 1)[:, :, ::-1, ::-1]
 
 
 def _check_nothing_left(left: Weights) -> None:

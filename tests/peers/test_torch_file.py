@@ -218,3 +218,17 @@ def test_a_missing_file_and_one_without_tensors_are_refused(tmp_path):
     _write_zip(tmp_path / "empty.pth", pickle.dumps({"epoch": 1}, 2))
     with pytest.raises(UserError, match="no named tensors"):
         torch_file.state_dict(tmp_path / "empty.pth")
+
+
+def test_a_folded_layer_is_the_layer_and_its_batch_normalisation():
+    rng = np.random.default_rng(0)
+    kernel, bias, gain, shift, mean = (rng.normal(size=s) for s in ((3, 4), *[3] * 4))
+    variance = rng.uniform(0, 1e-4, 3)  # beside which PyTorch's 1e-5 counts
+    norm = {"weight": gain, "bias": shift, "running_mean": mean, "running_var": variance}
+    left = {"a.0.bias": bias, "b.bias": bias, "a.1.num_batches_tracked": np.array(7)}
+    left |= {f"a.1.{name}": value for name, value in norm.items()}
+    folded, offset = torch_file.take_folded(left, kernel, "a.0", "a.1")
+    x = rng.normal(size=(5, 4))
+    want = gain * (x @ kernel.T + bias - mean) / np.sqrt(variance + 1e-5) + shift
+    np.testing.assert_allclose(x @ folded.T + offset, want, rtol=1e-4, atol=1e-4)
+    assert left.keys() == {"b.bias"}  # what is another layer's stays
