@@ -237,7 +237,9 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     videos = sub.add_argument_group("any two videos")
     videos.add_argument("--pred", metavar="FILE", help="a generated video")
     videos.add_argument("--truth", metavar="FILE", help="the true one")
-    videos.add_argument("--judge", metavar="DIR", help="a run whose SyncNet judges the lips")
+    videos.add_argument(
+        "--judge", metavar="DIR", help="who judges the lips: a run's SyncNet, or converted weights"
+    )
     videos.add_argument("--openface-pred", metavar="CSV", help="OpenFace's AUs of the one")
     videos.add_argument("--openface-truth", metavar="CSV", help="and of the other")
     videos.add_argument("--out", metavar="DIR", help="write report.html and the figures there")

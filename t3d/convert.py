@@ -96,6 +96,21 @@ def convert(kind: str, path: Path, out: Path, force: bool = False) -> dict:
     return about
 
 
+def kind_of(folder: str | Path) -> str | None:
+    """Which kind of weights `convert` wrote into a folder; None if it wrote none.
+
+    Raises:
+        UserError: weights.json cannot be read.
+    """
+    path = Path(folder) / ABOUT
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())["kind"]
+    except (*_UNREADABLE, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); use t3d convert again") from error
+
+
 def load(folder: str | Path, kind: str) -> dict[str, np.ndarray]:
     """The weights that `convert` wrote, for the functions of the kind's module in peers/.
 

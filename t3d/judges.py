@@ -1,25 +1,29 @@
 """Judges of lip sync: who says how well lips and sound belong together, and proof that it can.
 
-A judge embeds five face frames and the sound beside them into one space. There are two kinds: the
-SyncNet that every run trains and no loss sees, and the public one of syncnet_python.
+A judge embeds five face frames and the sound beside them into one space. There are three kinds: the
+SyncNet that every run trains and no loss sees, the public one of syncnet_python, and Wav2Lip's sync
+expert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t3d import convert
 from t3d.data import video
 from t3d.data.pipeline import SYNC_STEPS, WINDOW, crop_faces, sync_start, window_starts
 from t3d.data.speaker_dataset import runs_of
 from t3d.metrics.sync import shifted_distances
 from t3d.peers import syncnet as public_syncnet
-from t3d.run import BATCH, Run, in_batches
+from t3d.peers import wav2lip
+from t3d.run import BATCH, Run, in_batches, open_run
 from t3d.speech import features
 
 SHIFTS = np.arange(-15, 16)  # frames; the columns of sync_rows
@@ -66,7 +70,7 @@ class Proof:
     proved: bool
 
 
-# ---- the two kinds
+# ---- the three kinds
 
 
 def of_run(run: Run, which: str = "judge") -> Judge:
@@ -80,21 +84,36 @@ def of_run(run: Run, which: str = "judge") -> Judge:
         lambda faces: net.apply(params, faces.astype(jnp.float32) / 255, method="face_embedding")
     )
     embed_sound = jax.jit(partial(net.apply, params, method="audio_embedding"))
-
-    def hear(sound: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        mel = features.mel(sound)
-        windows = [features.mel_window(mel, sync_start(int(s)), SYNC_STEPS) for s in starts]
-        return in_batches(embed_sound, np.stack(windows))
-
     seen = "seen by no loss" if which == "judge" else "LipNet's coach"
-    return Judge(f"trained in {run.workdir}, {seen}", _looker(crop_faces, embed_faces), hear)
+    name = f"trained in {run.workdir}, {seen}"
+    return Judge(name, _looker(crop_faces, embed_faces), _mel_hearer(embed_sound))
+
+
+def of_expert(weights: wav2lip.Weights) -> Judge:
+    """Wav2Lip's sync expert, which is shown the faces that a run's judge is shown.
+
+    Wav2Lip cuts faces by another detector, whose boxes are not square: the proof on real frames
+    tells whether the expert can do with these.
+    """
+
+    def embed_faces(faces: np.ndarray) -> jax.Array:
+        lower = faces[:, :, faces.shape[2] // 2 :, :, ::-1]  # BGR
+        return wav2lip.expert_face_embedding(weights, lower / np.float32(255))
+
+    embed_sound = partial(wav2lip.expert_audio_embedding, weights)
+    return Judge(
+        "Wav2Lip's sync expert", _looker(crop_faces, embed_faces), _mel_hearer(embed_sound)
+    )
 
 
 def public() -> Judge | str:
     """syncnet_python's network, or a line that says why it is not there."""
     weights = public_syncnet.available()
-    if isinstance(weights, str):
-        return weights
+    return weights if isinstance(weights, str) else of_public(weights)
+
+
+def of_public(weights: public_syncnet.Weights) -> Judge:
+    """syncnet_python's network."""
     embed_faces = partial(public_syncnet.lip_embedding, weights)
     embed_sound = partial(public_syncnet.audio_embedding, weights)
 
@@ -114,9 +133,27 @@ def best(run: Run | None) -> Judge | str:
         run: with at least its stage `sync`, or None.
     """
     judge = public()
+    if isinstance(judge, str) and run:
+        return of_run(run)
     if isinstance(judge, str):
-        return of_run(run) if run else f"{judge}, or name a trained run with --judge RUN"
+        return f"{judge}, or name a trained run or converted weights with --judge DIR"
     return judge
+
+
+def of_folder(folder: str | Path) -> Judge:
+    """The judge in a folder: of a run, or a network that `t3d convert` wrote there.
+
+    Raises:
+        UserError: it holds neither a run whose stage `sync` is trained nor weights of a judge.
+    """
+    kind = convert.kind_of(folder)
+    if kind is None:
+        return of_run(open_run(folder, ["sync"]))
+    if kind == "sync-expert":
+        judge = of_expert(convert.load(folder, kind))
+    else:
+        judge = of_public(convert.load(folder, "syncnet-v2"))
+    return replace(judge, name=f"{judge.name}, converted in {folder}")
 
 
 def _looker(crop: Callable, embed: Callable) -> Callable:
@@ -130,6 +167,17 @@ def _looker(crop: Callable, embed: Callable) -> Callable:
         return in_batches(lambda batch: embed(faces[batch]), chosen, size=BATCH)
 
     return look
+
+
+def _mel_hearer(embed: Callable) -> Callable:
+    """`hear` of a judge that embeds the mel windows [B, 16, 80] of Wav2Lip."""
+
+    def hear(sound: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        mel = features.mel(sound)
+        windows = [features.mel_window(mel, sync_start(int(s)), SYNC_STEPS) for s in starts]
+        return in_batches(embed, np.stack(windows))
+
+    return hear
 
 
 def _public_crops(images: np.ndarray, boxes: np.ndarray) -> np.ndarray:

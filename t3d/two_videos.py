@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from t3d import judges, measure, report
-from t3d import run as runs
 from t3d.data import framing, landmarks, matting, video
 from t3d.data.landmarks import BLENDSHAPES, Landmarks
 from t3d.data.prepare import SMALLEST_SHARE, Bars
@@ -437,7 +436,7 @@ def two_videos_command(args) -> None:
         raise UserError(
             "--openface-pred and --openface-truth belong together: give OpenFace's tables of both"
         )
-    judge = judges.of_run(runs.open_run(args.judge, ["sync"])) if args.judge else judges.best(None)
+    judge = judges.of_folder(args.judge) if args.judge else judges.best(None)
     pair = load_pair(args.pred, args.truth)
     labels = openface_labels(tables, pair) if all(tables.values()) else None
     found = compare(pair, judge, labels)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t3d import cli, convert
+from t3d import cli, convert, judges
 from t3d.errors import UserError
 from t3d.peers import syncnet, wav2lip
 
@@ -193,3 +193,38 @@ def test_weights_that_are_not_as_they_were_written_are_refused(converted, tmp_pa
         (ours / "weights.json").write_text(content)
         with pytest.raises(UserError, match="ours: cannot be read"):
             convert.load(ours, "syncnet-v2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"), [("syncnet-v2", judges.of_public), ("sync-expert", judges.of_expert)]
+)
+def test_a_converted_network_is_the_judge_of_its_folder(
+    golden, golden_weights, tmp_path, kind, made
+):
+    name, from_state = GOLDEN[kind]
+    state = golden_weights.from_fixture(golden(name))
+    convert.convert(kind, save(tmp_path / "public.pth", state), tmp_path / "ours")
+    found, wanted = judges.of_folder(tmp_path / "ours"), made(from_state(state))
+    rng = np.random.default_rng(0)
+    film = rng.integers(0, 256, (6, 64, 64, 3)).astype(np.uint8), np.full((6, 3), 0.5)
+    sound, starts = rng.normal(0, 0.1, 16000), np.array([0, 1])
+    np.testing.assert_array_equal(found.look(*film, starts), wanted.look(*film, starts))
+    np.testing.assert_array_equal(found.hear(sound, starts), wanted.hear(sound, starts))
+    assert wanted.name in found.name and str(tmp_path / "ours") in found.name
+
+
+def test_a_folder_without_a_judge_is_refused(converted, tmp_path, capfd):
+    ours = tmp_path / "ours"
+    given = ["--pred", "a.mp4", "--truth", "b.mp4", "--judge", str(ours)]
+    shutil.copytree(converted, ours)
+    about = json.loads((ours / "weights.json").read_text())
+    for text, words in (
+        (json.dumps(about | {"kind": "wav2lip"}), "ours: holds wav2lip, not syncnet-v2"),
+        ("no json", "weights.json: cannot be read"),
+    ):
+        (ours / "weights.json").write_text(text)
+        code = cli.main(["evaluate", *given])
+        complains((code, capfd.readouterr().err.splitlines()), words)
+    (ours / "weights.json").unlink()
+    with pytest.raises(UserError, match="ours: no run"):
+        judges.of_folder(ours)

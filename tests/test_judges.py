@@ -11,7 +11,7 @@ from t3d.data.pipeline import Source
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.judges import Judge
 from t3d.metrics.sync import sync_confidence
-from t3d.peers import syncnet
+from t3d.peers import syncnet, wav2lip
 
 FRAMES = 120
 SAMPLES = 640  # of a frame
@@ -176,6 +176,27 @@ def test_the_public_judge_gets_bgr_crops_and_the_sound_of_five_frames(
     np.testing.assert_allclose(heard, wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_the_expert_gets_lower_halves_in_bgr_and_the_mel_of_five_frames(golden, golden_weights):
+    """Images that are the face crops themselves, whose upper halves are nobody's business."""
+    data, rng = golden("wav2lip_syncnet_color"), np.random.default_rng(0)
+    weights = wav2lip.expert_from_state(golden_weights.from_fixture(data))
+    judge = judges.of_expert(weights)
+    halves = data["in_face"].reshape(-1, 3, 48, 96)[:, ::-1].transpose(0, 2, 3, 1)  # RGB
+    images = rng.integers(0, 256, (len(halves), 96, 96, 3)).astype(np.uint8)
+    images[:, 48:] = np.round(255 * halves)
+    boxes, rows = np.tile([0.5, 0.5, 1.0], (len(images), 1)), 5 * np.arange(4)
+    wanted = data["out_face_embedding"]
+    np.testing.assert_allclose(judge.look(images, boxes, rows), wanted, atol=1e-4)
+    assert abs(judge.look(images[..., ::-1], boxes, rows) - wanted).max() > 1e-2
+
+    sound = golden("wav2lip_mel")
+    heard = judge.hear(sound["in_speech_int16"] / np.float32(32768), np.array([0, 31]))
+    mel = sound["out_speech_mel"].T
+    windows = np.stack([mel[:16], mel[99:115]])  # 31 · 80 / 25 = 99.2
+    wanted = wav2lip.expert_audio_embedding(weights, windows)
+    np.testing.assert_allclose(heard, wanted, atol=1e-4)
+
+
 def test_the_public_crop_is_wider_and_lower_than_the_face_box():
     image = np.zeros((1, 400, 400, 3), np.uint8)
     image[:, :208] = (255, 0, 0)  # red above the middle of the crop
@@ -191,7 +212,7 @@ def test_the_best_judge_is_the_public_one_then_the_runs_then_words(
     monkeypatch.setattr(syncnet, "available", lambda: "not available: nothing here")
     assert judges.best(untrained).name == judges.of_run(untrained).name
     words = judges.best(None)
-    assert words.startswith("not available: nothing here") and "--judge RUN" in words
+    assert words.startswith("not available: nothing here") and "--judge DIR" in words
     weights = syncnet.from_state(golden_weights.from_fixture(golden("syncnet_python_model")))
     monkeypatch.setattr(syncnet, "available", lambda: weights)
     assert "public" in judges.best(untrained).name and "public" in judges.best(None).name
