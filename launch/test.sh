@@ -7,4 +7,6 @@ cd "$(dirname "$0")/.."
 . launch/environment.sh
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/jax}"
+# As t3d does: what one worker has compiled serves the other, and the processes that tests start.
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0}"
 exec python -m pytest -n "${T3D_TEST_WORKERS:-2}" --dist loadfile "$@"

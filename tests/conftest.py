@@ -88,12 +88,20 @@ def synthetic_speaker(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def untrained(synthetic_speaker, tmp_path_factory):
-    """A run of the tiny config on that speaker, prepared; its networks know nothing."""
+def prepared_speaker(synthetic_speaker, tmp_path_factory) -> Path:
+    """That speaker's dataset, not to be changed."""
     from t3d.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("prepared") / "speaker"
+    prepare(synthetic_speaker, folder, size=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained(prepared_speaker, tmp_path_factory):
+    """A run of the tiny config on that dataset; its networks know nothing."""
     from t3d.data.speaker_dataset import SpeakerDataset
 
-    folder = tmp_path_factory.mktemp("untrained")
-    prepare(synthetic_speaker, folder / "speaker", size=64)
     make_run = _load(Path(__file__).parent / "untrained.py").make_run
-    return make_run("tiny", SpeakerDataset(folder / "speaker"), folder / "run")
+    folder = tmp_path_factory.mktemp("untrained") / "run"
+    return make_run("tiny", SpeakerDataset(prepared_speaker), folder)

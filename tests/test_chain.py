@@ -70,13 +70,13 @@ def test_the_sound_moves_the_head_and_the_camera_turns_it(trained, dataset):
     assert (drawn["alpha"][:, 0, 0] == 0).all() and drawn["alpha"].max() > 0.5
 
 
-def test_two_speakers_train_together_with_the_papers_own_choices(dataset, tmp_path):
+def test_two_speakers_train_together_with_the_papers_own_choices(
+    dataset, prepared_speaker, tmp_path
+):
     config = load_config(
         "tiny", ["paper=True"] + [f"stages.{name}.steps=2" for name in talker.STAGES]
     )
-    synthesize(tmp_path / "another", seconds=5, views=0, size=64, seed=4)
-    prepare(tmp_path / "another", tmp_path / "other", size=64)
-    run.train(config, [dataset, SpeakerDataset(tmp_path / "other")], tmp_path / "paper")
+    run.train(config, [dataset, SpeakerDataset(prepared_speaker)], tmp_path / "paper")
     opened = run.open_run(tmp_path / "paper")
     assert len(opened.speakers) == 2 and opened.speakers[1].row == dataset.num_frames
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from t3d import measure
+from t3d import evaluate, measure
 from t3d.data import quality
 from t3d.data.pipeline import to_face
 from t3d.data.speaker_dataset import SpeakerDataset
@@ -43,32 +43,29 @@ def by_mediapipe(untrained, tmp_path_factory):
     return copy
 
 
-def evaluate(run, dataset, env: dict, program: tuple):
-    command = [sys.executable, *program, "evaluate", "--workdir", str(run), "--data", str(dataset)]
-    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines(), json.loads((run / "metrics.json").read_text())
-
-
-@pytest.mark.parametrize(
-    "missing, program, word",
-    [
-        ("model", ("-m", "t3d.cli"), "face_landmarker.task is not on this machine"),
-        ("package", ("-c", WITHOUT), "pip install mediapipe"),
-    ],
-)
-def test_evaluate_falls_back_on_the_encoder_and_says_why(
-    untrained, by_mediapipe, tmp_path, assets, missing, program, word
-):
+def test_evaluate_falls_back_on_the_encoder_and_says_why(untrained, by_mediapipe, tmp_path, assets):
     run = tmp_path / "run"
     shutil.copytree(untrained.workdir, run)
-    (tmp_path / "none").mkdir()
-    nothing = {"T3D_ASSETS": str(tmp_path / "none"), "XDG_CACHE_HOME": str(tmp_path / "none")}
-    env = nothing if missing == "model" else {"T3D_ASSETS": str(assets)}
-    lines, figures = evaluate(run, by_mediapipe, env, program)
-    assert figures["detector"] == "encoder" and word in figures["note/detector"]
-    assert lines[0] == figures["note/detector"]
+    command = [sys.executable, "-c", WITHOUT, "evaluate", "--workdir", run, "--data", by_mediapipe]
+    env = os.environ | {"T3D_ASSETS": str(assets)}
+    done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((run / "metrics.json").read_text())
+    assert figures["detector"] == "encoder"
+    assert "pip install mediapipe" in figures["note/detector"]
+    assert done.stdout.splitlines()[0] == figures["note/detector"]
     assert "own encoder" in (run / "report.html").read_text()
+
+
+def test_the_encoder_stands_in_where_mediapipes_model_is_missing(
+    by_mediapipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(measure, "mediapipe_missing", measure.mediapipe_missing.__wrapped__)
+    for name in ("T3D_ASSETS", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    data = SpeakerDataset(by_mediapipe)
+    assert evaluate.detector_of(data) == "encoder"
+    assert "face_landmarker.task is not on this machine" in evaluate.detector_note(data)
 
 
 def test_figures_of_the_encoder_are_those_of_its_landmarks(untrained, by_mediapipe):

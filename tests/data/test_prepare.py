@@ -12,7 +12,7 @@ from t3d.data.parts import Parts, fingerprint
 from t3d.data.pipeline import Source, window_starts
 from t3d.data.prepare import Bars, open_clip, openface_labels, prepare
 from t3d.data.speaker_dataset import SpeakerDataset
-from t3d.data.synthetic import synthesize, turning_clip
+from t3d.data.synthetic import turning_clip
 from t3d.errors import UserError
 from t3d.metrics.action_units import ACTION_UNITS
 from t3d.prior import gaps
@@ -20,19 +20,17 @@ from t3d.prior import gaps
 SIZE = 64
 
 
-@pytest.fixture(scope="session")
-def speaker(tmp_path_factory):
-    return synthesize(tmp_path_factory.mktemp("made") / "speaker", 2, views=0, size=SIZE)
+@pytest.fixture(scope="module")
+def speaker(synthetic_speaker):
+    return synthetic_speaker
 
 
-@pytest.fixture(scope="session")
-def prepared(speaker, tmp_path_factory):
-    out = tmp_path_factory.mktemp("prepared") / "speaker"
-    prepare(speaker, out, size=SIZE)
-    return out
+@pytest.fixture(scope="module")
+def prepared(prepared_speaker):
+    return prepared_speaker
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def truth(speaker):
     with np.load(speaker / "truth.npz") as arrays:
         return dict(arrays)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from t3d import checkpoint, cli
-from t3d.data.prepare import prepare
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sbatch"
 SRUN = Path(__file__).with_name("srun.py")
@@ -116,23 +115,16 @@ def test_the_dry_run_prints_the_command(job):
     )
 
 
-@pytest.fixture(scope="module")
-def dataset(synthetic_speaker, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("slurm") / "data"
-    prepare(synthetic_speaker, folder, size=64)
-    return folder
-
-
 def _training(dataset: Path, workdir: Path, steps: int) -> list[str]:
     where = ["--config", "tiny", "--data", str(dataset), "--workdir", str(workdir)]
     return [*where, "--stage", "au", f"--config.stages.au.steps={steps}"]
 
 
-def test_two_hosts_find_each_other_and_train_as_one(job, dataset, tmp_path):
-    both = job(*_training(dataset, tmp_path / "both", 4), JAX_PLATFORMS="cpu")
+def test_two_hosts_find_each_other_and_train_as_one(job, prepared_speaker, tmp_path):
+    both = job(*_training(prepared_speaker, tmp_path / "both", 4), JAX_PLATFORMS="cpu")
     said = both.communicate(timeout=300)[0]
     assert both.returncode == 0, said
-    assert cli.main(["train", *_training(dataset, tmp_path / "alone", 4)]) == 0
+    assert cli.main(["train", *_training(prepared_speaker, tmp_path / "alone", 4)]) == 0
     entries = [checkpoint.read_run(tmp_path / run)["stages"]["au"] for run in ("both", "alone")]
     assert entries[0]["steps"] == 4
     assert entries[0]["loss_last"] == pytest.approx(entries[1]["loss_last"], rel=1e-5)
@@ -140,8 +132,8 @@ def test_two_hosts_find_each_other_and_train_as_one(job, dataset, tmp_path):
 
 
 @pytest.mark.full
-def test_a_stopped_job_goes_on_when_it_is_queued_again(job, dataset, tmp_path):
-    command = _training(dataset, tmp_path / "run", 200)
+def test_a_stopped_job_goes_on_when_it_is_queued_again(job, prepared_speaker, tmp_path):
+    command = _training(prepared_speaker, tmp_path / "run", 200)
     noted = f'echo $$ > "$NOTES/task_$SLURM_PROCID"\n{T3D}'
     running = job(*command, t3d=noted, JAX_PLATFORMS="cpu")
     while "au: step" not in (line := running.stdout.readline()):

@@ -1,9 +1,10 @@
 """Trains stages of an untrained run on meshes of this process's (or its job's) devices.
 
-    python steps.py RUN DATA OUT STAGES MESHES [COORDINATOR PROCESSES PROCESS]
+    python steps.py RUN DATA OUT PLAN [COORDINATOR PROCESSES PROCESS]
 
-RUN holds random parameters of every stage; MESHES is "NAME=DATAxMODEL,…". Each stage is trained
-from the same frozen parameters for 20 steps a mesh; the outcome goes to OUT/NAME.
+RUN holds random parameters of every stage; PLAN is "STAGE:NAME=DATAxMODEL,…;STAGE:…", the meshes of
+each stage. It is trained from the same frozen parameters for 20 steps a mesh; the outcome goes to
+OUT/NAME.
 """
 
 import sys
@@ -26,12 +27,13 @@ OVERRIDES += [f"stages.{name}.save_every=0" for name in STAGES]
 OVERRIDES += [f"stages.{name}.validate_every=0" for name in STAGES]
 
 
-def main(workdir, data, out, names, meshes, *job):
+def main(workdir, data, out, plan, *job):
     if job:
         hosts.join(job[0], *map(int, job[1:]))
     config = configs.load_config("tiny", OVERRIDES)
     learner = run.Learner(config, [SpeakerDataset(data)], Path(workdir), Path(workdir) / "cache")
-    for name in names.split(","):
+    for part in plan.split(";"):
+        name, _, meshes = part.partition(":")
         prepared = learner.prepare(name)
         if "au" in prepared.training.frozen:
             prepared = with_features(prepared, learner)

@@ -16,27 +16,37 @@ from t3d.talker import STAGES
 FIRST_LOSS, LOSSES, PARAMETERS = 1e-5, 2e-4, 1e-3
 COUNTERS = {"params/au_usage", "params/global_usage"}
 SCRIPT = Path(__file__).with_name("steps.py")
-QUICK = ("speech", "nerf", "space")  # the other stages: with --full
-MESHES = {"four": "4x1", "eight": "4x2"}
-full = pytest.mark.full
+ONE, SHARED, HOSTS = {"one": "1x1"}, {"four": "4x1", "eight": "4x2"}, {"hosts": "2x2"}
+MESHES = SHARED | HOSTS  # data × model
+# Each stage on each mesh: with --full. Two hosts train the stage au in test_hosts.py, too.
+EVERY = dict.fromkeys(STAGES, [*MESHES])
+QUICK = {"speech": ["hosts"], "nerf": ["eight"], "space": ["eight"]}
+CASES = [
+    pytest.param(stage, mesh, marks=[] if mesh in QUICK.get(stage, []) else pytest.mark.full)
+    for stage in STAGES
+    for mesh in MESHES
+]
 
 
-def each(names, quick):
-    return [name if name in quick else pytest.param(name, marks=full) for name in names]
+def plan(wanted: dict[str, list[str]], meshes: dict[str, str]) -> str:
+    """What steps.py is told to train: of the wanted meshes of each stage, those among `meshes`."""
+    chosen = {
+        stage: [f"{name}={sizes}" for name, sizes in meshes.items() if name in names]
+        for stage, names in wanted.items()
+    }
+    return ";".join(f"{stage}:{','.join(texts)}" for stage, texts in chosen.items() if texts)
 
 
 @pytest.fixture(scope="module")
 def outcomes(request, ready, data, start, end, tmp_path_factory):
-    """Every stage after 20 steps, on each mesh."""
+    """Every stage after 20 steps, on one device and on each of its meshes."""
     out = tmp_path_factory.mktemp("meshes")
-    everything = request.config.getoption("--full")
-    names = [name for name in STAGES if everything or name in QUICK]
-    meshes = MESHES if everything else {"eight": MESHES["eight"]}
-    script = [SCRIPT, ready, data, out, ",".join(names)]
-    texts = ",".join(f"{name}={sizes}" for name, sizes in {"one": "1x1", **meshes}.items())
-    alone = start([*script, texts], devices=8)
+    full = request.config.getoption("--full")
+    wanted = {name: [*ONE, *names] for name, names in (EVERY if full else QUICK).items()}
+    script = [SCRIPT, ready, data, out]
+    alone = start([*script, plan(wanted, ONE | SHARED)], devices=8)
     job = [f"127.0.0.1:{49152 + os.getpid() % 10000}", 2]
-    pair = [start([*script, "hosts=2x2", *job, number], devices=2) for number in range(2)]
+    pair = [start([*script, plan(wanted, HOSTS), *job, n], devices=2) for n in range(2)]
     for process in (alone, *pair):
         ended(end, process)
     return out
@@ -47,8 +57,7 @@ def ended(end, process):
     assert code == 0, output
 
 
-@pytest.mark.parametrize("mesh", each(["four", "eight", "hosts"], ["eight", "hosts"]))
-@pytest.mark.parametrize("stage", each(STAGES, QUICK))
+@pytest.mark.parametrize("stage, mesh", CASES)
 def test_twenty_steps_are_the_same_on_every_mesh(outcomes, stage, mesh):
     entries = [checkpoint.read_run(outcomes / name)["stages"][stage] for name in ("one", mesh)]
     for key, share in {"loss_first": FIRST_LOSS, "loss_last": LOSSES, "validation": LOSSES}.items():

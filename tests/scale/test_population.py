@@ -91,10 +91,10 @@ def assert_like_separate_runs(learners, stage, tmp_path):
 
 
 def test_seeds_rates_weights_and_speakers_as_one_program(learner, other_speaker, tmp_path):
+    changes = ("stages.nerf.learning_rate=0.02", "seed=1", "nerf.oracle=0.3", "nerf.l1_weight=0.2")
     learners = [
-        learner("a", "nerf", "nerf.l1_weight=0.2"),
-        learner("b", "nerf", "stages.nerf.learning_rate=0.02", "seed=1", "nerf.oracle=0.3"),
-        learner("c", "nerf", "nerf.mouth_weight=1.5", speaker=other_speaker),
+        learner("a", "nerf", "nerf.mouth_weight=1.5"),
+        learner("b", "nerf", *changes, speaker=other_speaker),
     ]
     assert_like_separate_runs(learners, "nerf", tmp_path)
 
