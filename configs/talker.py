@@ -35,6 +35,10 @@ def get_config(paper: bool = False) -> ConfigDict:
     config.size = 512  # side of the images, pixels
     config.dtype = "float32"  # or bfloat16: of the networks' matrix products
     config.mel_steps = 16 if paper else 40  # length of LipNet's and StyleNet's window, 80 a second
+    config.features = dict(  # what LipNet and StyleNet hear (README, "HuBERT or wav2vec …")
+        file="",  # an .npy [T, D], {name} in it being the dataset's name; none: the mel
+        rate=50.0,  # its steps a second
+    )
     config.mesh = dict(  # devices along each axis; -1: all that are left (docs/scaling.md)
         population=1,  # members of a population
         data=-1,  # frames of a batch

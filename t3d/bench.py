@@ -31,7 +31,7 @@ from t3d import checkpoint, planning, population, run
 from t3d import config as configs
 from t3d.bench_prior import bench_prior
 from t3d.bench_speech import bench_speech
-from t3d.data import video
+from t3d.data import feature_files, video
 from t3d.data.parts import write_atomically
 from t3d.data.speaker_dataset import LONG_ENOUGH, SpeakerDataset
 from t3d.errors import UserError
@@ -59,8 +59,10 @@ def untrained_run(
     checkpoint.update_run(workdir, **record)
     made = planning.stages_of(config, record["rows"])
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
+    file = config.features.file.replace(feature_files.NAME, datasets[0].name)
+    named = population.with_numbers(config, {"features.file": file})
     for name, stage in made.items():
-        batch = planning.abstract_batch(config, stage.fields, 1)
+        batch = planning.abstract_batch(named, stage.fields, 1)
         shapes = jax.eval_shape(stage.init, key, batch)
         params = jax.tree.map(
             lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes
@@ -347,6 +349,8 @@ def _bench_speech(args) -> Figures:
         )
     voice = video.read_audio(args.voice) if args.voice else None
     config = configs.load_config(args.config, args.overrides)
+    if config.features.file:
+        raise UserError("bench speech: adds noise to sound; take it without --config.features.file")
     return bench_speech(config, dataset, Path(args.out), voice)
 
 

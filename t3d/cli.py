@@ -195,6 +195,11 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument("--workdir", required=True, metavar="DIR", help="a trained run")
     sub.add_argument("--audio", required=True, metavar="FILE", help="a WAV, or a video's sound")
     sub.add_argument(
+        "--features",
+        metavar="FILE",
+        help="that sound's features (.npy), for a run trained with config.features.file",
+    )
+    sub.add_argument(
         "--camera",
         type=_camera,
         default="front",

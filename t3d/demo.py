@@ -74,6 +74,7 @@ def _render(workdir: Path, speech: Path, camera: str, out: Path) -> None:
             output="standardised",
             size=256,
             speaker=None,
+            features=None,
         )
     )
 

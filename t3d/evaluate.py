@@ -126,7 +126,7 @@ def _mean_warp(run: Run, dataset: SpeakerDataset, frames: np.ndarray) -> np.ndar
 def _nearest(
     run: Run, dataset: SpeakerDataset, frames: np.ndarray, listen: bool = True
 ) -> np.ndarray:
-    """The training frame nearest in pose and, if `listen`, sound to each frame."""
+    """The training frame nearest in pose and, if `listen`, mel (whatever the run hears)."""
     track, train = dataset.track, dataset.frames("train")
     pose = np.concatenate([track["rotvec"], track["translation"]], 1)
 
@@ -295,7 +295,7 @@ def measure(
             f"{dataset.path}: its {split} split has no frame with a face; use a longer clip"
         )
     speaker = render.speaker_of(run, dataset.name)
-    motion = runs.motion_of(run, speaker, dataset.mel, frames)
+    motion = runs.motion_of(run, speaker, runs.hear_clip(run, speaker, dataset), frames)
     truth = truth_of(dataset, frames, run.config.size)
     judge, about = judges.best(run), about_of(run, dataset, split)
     if views:
@@ -331,7 +331,7 @@ def _films(run, speaker, dataset, motion: Motion, truth: Truth, bars: Bars) -> d
     drawn = _draw(run, speaker, motion, poses)
     update(1, 2)
     others = elsewhere(dataset.frames("train"), len(frames))
-    other = runs.motion_of(run, speaker, dataset.mel, others)
+    other = runs.motion_of(run, speaker, runs.hear_clip(run, speaker, dataset), others)
     other_audio = _draw(run, speaker, other, poses)["standardised"]
     update(2, 2)
     return {

@@ -21,10 +21,12 @@ from ml_collections import ConfigDict
 from t3d import flops, hlo
 from t3d import talker as talkers
 from t3d.chips import Cluster
+from t3d.data import feature_files
 from t3d.data.pipeline import SYNC_STEPS, WINDOW
 from t3d.data.speaker_dataset import FACE_SIZE
 from t3d.errors import UserError
 from t3d.run import check_config
+from t3d.speech.features import BANDS
 from t3d.train import sharding, stages, trainer
 
 CHIPS = tuple(2**n for n in range(9))  # 1 to 256
@@ -164,7 +166,8 @@ class Plan:
 
 def field_shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape of one frame and type of every field that a stage's batches hold."""
-    size, mel, rays = config.size, config.mel_steps, config.nerf.rays**2
+    size, rays = config.size, config.nerf.rays**2
+    heard = (config.mel_steps, feature_files.width(config.features.file))
     novel = stages.novel_rays(config.nerf.rays) ** 2
     face, units = (FACE_SIZE, FACE_SIZE, 3), len(config.au.units)
     floats = {
@@ -173,10 +176,10 @@ def field_shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
         "face": face,
         "faces5": (WINDOW, *face),
         "identity_face": face,
-        "mel": (mel, 80),
-        "mel5": (WINDOW, mel, 80),
-        "mel16": (SYNC_STEPS, 80),
-        "mel16_shifted": (SYNC_STEPS, 80),
+        "mel": heard,
+        "mel5": (WINDOW, *heard),
+        "mel16": (SYNC_STEPS, BANDS),
+        "mel16_shifted": (SYNC_STEPS, BANDS),
         "points68": (68, 2),
         "points_face": (147, 2),
         "identity_points_face": (147, 2),

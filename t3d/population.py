@@ -104,6 +104,8 @@ def signature(learner: Learner, name: str) -> str:
         if key not in free and key.rpartition(".")[2] not in TEST_TIME and _counts(key, name)
     }
     shared = {key: config[key] for key in SHARED}
+    if name in talkers.HEARING:
+        shared["features"] = [speaker.feature_width for speaker in learner.speakers]
     settings, fields = config.stages[name], learner.stage(name).fields
     batches = learner.sources["validation"].count_batches(
         fields, settings.batch_size, settings.validation_batches

@@ -53,6 +53,26 @@ def read_speech(path) -> np.ndarray:
     return audio
 
 
+def hear(run: Run, speaker: Speaker, audio: np.ndarray, file: str | None = None) -> np.ndarray:
+    """What the speaker's networks hear, [M, D], of a sound [N] (16 kHz).
+
+    Args:
+        file: of the sound's features, for a run that was trained on features.
+
+    Raises:
+        UserError: such a run gets none, or another one gets some; they do not fit the sound.
+    """
+    if speaker.feature_width and not file:
+        raise UserError(
+            f"{run.workdir}: was trained on speech features ({speaker.feature_width} a step, "
+            f"{run.config.features.rate:g} steps a second), not on the mel; give those of this "
+            "sound with --features FILE.npy"
+        )
+    if file and not speaker.feature_width:
+        raise UserError(f"--features {file}: {run.workdir} was trained on the mel; leave it away")
+    return runs.hear(run.config, speaker, mel(audio), file)
+
+
 def frames_of(audio: np.ndarray) -> int:
     """Frames at 25 fps that last as long as a sound [N], to half a frame; at least one."""
     return max(1, round(len(audio) * FPS / RATE))
@@ -140,15 +160,18 @@ def render_video(
     audio: np.ndarray,
     camera: str = "front",
     output: str = "standardised",
+    heard: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """The frames uint8 [s, s, 3] of a speaker who says a sound [N] (16 kHz), one by one.
 
     Args:
         camera: as `pose_track`.
         output: 'standardised' (the decoder's images) or 'nerf' (the radiance field's).
+        heard: [M, D] of the sound, of a run that was trained on features (`hear`).
     """
     frames = frames_of(audio)
-    motion = runs.motion_of(run, speaker, mel(audio), frames)
+    heard = hear(run, speaker, audio) if heard is None else heard
+    motion = runs.motion_of(run, speaker, heard, frames)
     motion = with_blinks(motion, speaker.prior, blink_weights(frames, run.config.seed))
     poses, views = pose_track(speaker, frames, camera)
     standardised = output == "standardised"
@@ -181,7 +204,9 @@ def render_command(args) -> None:
     speaker = speaker_of(run, args.speaker)
     frames = frames_of(audio)
     audio = np.pad(audio, (0, RATE))[: frames * RATE // FPS]
-    images = resized(render_video(run, speaker, audio, args.camera, args.output), args.size)
+    heard = hear(run, speaker, audio, args.features)
+    images = render_video(run, speaker, audio, args.camera, args.output, heard)
+    images = resized(images, args.size)
     with Bars() as bars:
         video.write_video(
             args.out,

@@ -13,7 +13,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from t3d import config as configs
 from t3d import talker as talkers
 from t3d.camera import Camera
 from t3d.codes import HeadCodes
-from t3d.data import framing
+from t3d.data import feature_files, framing, video
 from t3d.data.parts import fingerprint, write_atomically
 from t3d.data.pipeline import (
     HARD_SHIFT,
@@ -51,7 +51,7 @@ from t3d.prior import basis, heads, morphable, shell
 from t3d.prior import encoder as encoders
 from t3d.prior.shell import Shell
 from t3d.speech import features, lipnet
-from t3d.speech.features import mel_window
+from t3d.speech.features import MEL_RATE, mel_window, scale_of, standardise
 from t3d.talker import Motion, Talker
 from t3d.train import sharding, stages, trainer
 
@@ -74,6 +74,8 @@ class Speaker:
         head_to_world: [N, 4, 4] the recorded pose of the longest unbroken run of training frames.
         scalp: cm of room for hair.
         row: first row of the speaker in the table of per-frame codes.
+        feature_scale: [2, D] mean and deviation of its speech features over the training frames;
+            [2, 0] where the mel is heard.
     """
 
     name: str
@@ -86,6 +88,12 @@ class Speaker:
     head_to_world: np.ndarray
     scalp: float
     row: int
+    feature_scale: np.ndarray = field(default_factory=lambda: np.zeros((2, 0), np.float32))
+
+    @property
+    def feature_width(self) -> int:
+        """D of the features that are heard in place of the mel; 0 where there are none."""
+        return self.feature_scale.shape[1]
 
     @cached_property
     def shell(self) -> Shell:
@@ -167,17 +175,54 @@ def _load_speakers(workdir: Path, count: int) -> list[Speaker]:
 # ---- a talker at work
 
 
-def motion_of(run: Run, speaker: Speaker, mel: np.ndarray, frames: int | np.ndarray) -> Motion:
+def hear(config: ConfigDict, speaker: Speaker, mel: np.ndarray, file: str | Path) -> np.ndarray:
+    """What LipNet and StyleNet hear of a sound: its mel, or features in its place.
+
+    Args:
+        mel: [M, 80] of the whole sound; file: of its features, where the speaker has any.
+
+    Returns:
+        [M, D], 80 steps a second; features have the mel's mean and deviation.
+
+    Raises:
+        UserError: as `feature_files.read`; features of another width than those trained on.
+    """
+    if not speaker.feature_width:
+        return mel
+    features = feature_files.read(file, config.features.rate, len(mel))
+    if features.shape[1] != speaker.feature_width:
+        raise UserError(
+            f"{file}: has {features.shape[1]} features a step, but {speaker.name} was learned with "
+            f"{speaker.feature_width}; make it with the same model"
+        )
+    return standardise(features, speaker.feature_scale)
+
+
+def hear_clip(run: Run, speaker: Speaker, dataset: SpeakerDataset) -> np.ndarray:
+    """What LipNet and StyleNet hear, [M, D], of the clip that the speaker was learned from.
+
+    Raises:
+        UserError: the feature file that the run was trained with is gone or another.
+    """
+    if not speaker.feature_width:
+        return dataset.mel
+    entries = {entry["name"]: entry for entry in checkpoint.read_run(run.workdir)["data"]}
+    file = feature_files.find(entries[speaker.name]["features"], dataset.path)
+    return hear(run.config, speaker, dataset.mel, file)
+
+
+def motion_of(run: Run, speaker: Speaker, heard: np.ndarray, frames: int | np.ndarray) -> Motion:
     """What a sound does to a speaker's face (II-B), smoothed in time by `speech.smooth` frames.
 
     Args:
-        mel: [M, 80] of the whole sound; frames: the first T at 25 fps, or their numbers [T].
+        heard: [M, D] of the whole sound (`hear`); frames: the first T at 25 fps, or their numbers
+            [T].
 
     Returns:
         Motion of [T, 79] arrays (NumPy).
     """
     frames = np.arange(frames) if np.ndim(frames) == 0 else frames
-    windows = mel_windows(mel, frames, run.config.mel_steps)
+    windows = mel_windows(heard, frames, run.config.mel_steps)
     drive = jax.jit(partial(talkers.drive, run.talker))
     with talkers.exact():
         motion = in_batches(
@@ -192,9 +237,9 @@ def motion_of(run: Run, speaker: Speaker, mel: np.ndarray, frames: int | np.ndar
     return jax.tree.map(partial(smooth, deviation=run.config.speech.smooth), motion)
 
 
-def mel_windows(mel: np.ndarray, frames: np.ndarray, steps: int) -> np.ndarray:
-    """The mel windows [N, steps, 80] about the middles of frames [N] at 25 fps."""
-    return np.stack([mel_window(mel, centred_start(int(f), steps), steps) for f in frames])
+def mel_windows(heard: np.ndarray, frames: np.ndarray, steps: int) -> np.ndarray:
+    """The windows [N, steps, D] of a mel or features [M, D] about the middles of frames [N]."""
+    return np.stack([mel_window(heard, centred_start(int(f), steps), steps) for f in frames])
 
 
 def smooth(values: np.ndarray, deviation: float) -> np.ndarray:
@@ -399,6 +444,11 @@ def check_config(config: ConfigDict) -> None:
             "config.nerf.geometry_weight: the 3DMM's geometry comes with nerf.sampling=shell; set "
             "--config.nerf.geometry_weight=0 with uniform sampling"
         )
+    if not 0 < config.features.rate < math.inf:
+        raise UserError(
+            f"config.features.rate={config.features.rate:g}: must be the steps a second of "
+            "features.file, above 0"
+        )
     ratio, patch = config.size / config.nerf.rays, config.space.patch
     if ratio < 1 or ratio != 2 ** round(math.log2(ratio)):
         raise UserError(
@@ -436,6 +486,31 @@ def check_datasets(config: ConfigDict, datasets: list[SpeakerDataset]) -> None:
             f"--data: speakers have different 3D models ({', '.join(priors)}); prepare them with "
             "one --prior"
         )
+    if config.features.file:
+        _check_features(config, datasets)
+
+
+def _check_features(config: ConfigDict, datasets: list[SpeakerDataset]) -> None:
+    """UserError for feature files that are none, or not of these speakers, or not of one model."""
+    file = config.features.file
+    if len(datasets) > 1 and feature_files.NAME not in file:
+        raise UserError(
+            f"config.features.file={file}: is one file for {len(datasets)} speakers; write "
+            f"{feature_files.NAME} in it for the dataset's name"
+        )
+    widths = {d.name: _features_of(config, d).shape[1] for d in datasets}
+    if len(set(widths.values())) > 1:
+        told = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise UserError(
+            f"config.features.file={file}: speakers have features of different widths ({told}); "
+            "make all files with one model"
+        )
+
+
+def _features_of(config: ConfigDict, dataset: SpeakerDataset) -> np.ndarray:
+    """The features [M, D] of a dataset's clip as they are in its file, at the mel's times."""
+    path = feature_files.path_of(config.features.file, dataset.name)
+    return feature_files.read(path, config.features.rate, len(dataset.mel))
 
 
 def record_of(config: ConfigDict, datasets: list[SpeakerDataset]) -> dict:
@@ -449,6 +524,10 @@ def record_of(config: ConfigDict, datasets: list[SpeakerDataset]) -> dict:
         }
         for d in datasets
     ]
+    if config.features.file:
+        for own in data:
+            path = feature_files.path_of(config.features.file, own["name"])
+            own["features"] = feature_files.entry(path, config.features.rate)
     rows = sum(d.num_frames for d in datasets)
     return {"config": json.loads(configs.to_json(config)), "data": data, "rows": rows}
 
@@ -488,13 +567,17 @@ class Learner:
         checkpoint.writable_folder(workdir)
         check_same_run(workdir, record["config"], record["data"])
         self.rows = np.cumsum([0] + [d.num_frames for d in datasets])
-        self.speakers = [_speaker(d, int(row)) for d, row in zip(datasets, self.rows)]
+        self.speakers = [_speaker(config, d, int(row)) for d, row in zip(datasets, self.rows)]
+        self.heard = [self._hear(d, s) for d, s in zip(datasets, self.speakers)]
+        self.features = [own.get("features") for own in record["data"]]
         hosts.meet("settings are checked")
         if hosts.is_first():
             _save_speakers(workdir, self.speakers)
             checkpoint.update_run(workdir, **record)
         hosts.meet("run.json is written")
-        self.sources = {split: Source(datasets, split) for split in ("train", "validation")}
+        self.sources = {
+            split: Source(datasets, split, self.heard) for split in ("train", "validation")
+        }
         self.arrays: dict[str, list[np.ndarray]] = {}
         self.capacity = config.nerf.rays**2
 
@@ -555,13 +638,23 @@ class Learner:
         done = checkpoint.read_run(self.workdir).get("stages", {})
         needed = (done[need]["sha256"] for need in talkers.NEEDS[name])
         data = (dataset.meta["fingerprint"] for dataset in self.datasets)
-        return (self.config.seed, *data, *needed)
+        hearing = name in talkers.HEARING
+        heard = map(feature_files.identity, self.features if hearing else ())
+        return (self.config.seed, *data, *heard, *needed)
 
     @cached_property
     def facts(self) -> stages.Facts:
         shown = [d.track["au"][d.frames("train")] for d in self.datasets]
         marks = encoders.marks_basis(basis.load(self.speakers[0].prior))
         return stages.Facts(np.concatenate(shown).mean(0), marks)
+
+    def _hear(self, dataset: SpeakerDataset, speaker: Speaker) -> np.ndarray:
+        file = feature_files.path_of(self.config.features.file, dataset.name)
+        return hear(self.config, speaker, dataset.mel, file)
+
+    def _windows(self, dataset: SpeakerDataset, frames: np.ndarray) -> np.ndarray:
+        heard = self.heard[self.datasets.index(dataset)]
+        return mel_windows(heard, frames, self.config.mel_steps)
 
     def _frames(self, dataset: SpeakerDataset, splits=("train", "validation")) -> np.ndarray:
         return np.concatenate([dataset.frames(split) for split in splits])
@@ -574,7 +667,7 @@ class Learner:
 
     def _make_arrays(self, name: str, frozen: dict) -> None:
         nerf, space = self.config.nerf, self.config.space
-        if name in HEARS_NOISE and self.config.lip.noisy:
+        if name in HEARS_NOISE and self.config.lip.noisy and not self.config.features.file:
             what = [self.config.seed, self.config.lip.noisy]
             self._keep(["noisy_mel"], [], what, self._noisy_mel)
         if name in ("lip", "prior"):
@@ -641,7 +734,7 @@ class Learner:
         """f_exp-aud that LipNet's images give, of the training and validation frames."""
         frames = self._frames(dataset)
         read = jax.jit(partial(talkers.speech_codes, self._talker()))
-        windows = mel_windows(dataset.mel, frames, self.config.mel_steps)
+        windows = self._windows(dataset, frames)
         face = np.broadcast_to(speaker.identity_face, (4 * BATCH, 96, 96, 3))
         silence = np.full((1, *windows.shape[1:]), windows.min(), np.float32)
         codes = in_batches(lambda w: read(frozen, w, face), np.concatenate([windows, silence]))
@@ -719,7 +812,7 @@ class Learner:
         hit = np.isfinite(novel["depth"])
         novel["depth"] = np.where(hit, novel["depth"], 0.0).astype(np.float32)
         novel["camera"] = views
-        for name in (field.removeprefix("novel_") for field in stages.NOVEL):
+        for name in (n.removeprefix("novel_") for n in stages.NOVEL):
             arrays[f"novel_{name}"] = self._spread(dataset, frames, novel[name])
         return arrays
 
@@ -738,7 +831,7 @@ class Learner:
             return {"render": np.zeros((dataset.num_frames, size, size, 3), np.uint8)}
         self.log("space: rendering training frames with the field")
         style = jax.jit(partial(talkers.style_codes, self._talker()))
-        windows = mel_windows(dataset.mel, frames, self.config.mel_steps)
+        windows = self._windows(dataset, frames)
         identity = np.broadcast_to(speaker.identity, (4 * BATCH, 100))
         styles = in_batches(lambda w: style(frozen, w, identity), windows)
         index = self.datasets.index(dataset)
@@ -796,6 +889,13 @@ def check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:
             f"{workdir}: was trained on other data ({names}, or it was prepared with other "
             f"settings); {remedy}"
         )
+    for old, new in zip(before["data"], data):
+        old, new = old.get("features"), new.get("features")
+        if feature_files.identity(old) != feature_files.identity(new):
+            raise UserError(
+                f"{workdir}: was trained on {feature_files.describe(old)}, not on "
+                f"{feature_files.describe(new)}; {remedy}"
+            )
     for group in (*done, "size", "dtype", "mel_steps", "seed"):
         old, new = before["config"].get(group), config[group]
         old, new = (v if isinstance(v, dict) else {"": v} for v in (old, new))
@@ -851,7 +951,16 @@ def _random_views(seed: int, speaker: Speaker, pose: np.ndarray) -> np.ndarray:
     return np.stack(views).astype(np.float32)
 
 
-def _speaker(dataset: SpeakerDataset, row: int) -> Speaker:
+def _feature_scale(config: ConfigDict, dataset: SpeakerDataset) -> np.ndarray:
+    """[2, D] of the features heard in the dataset's training frames; [2, 0] of the mel."""
+    if not config.features.file:
+        return np.zeros((2, 0), np.float32)
+    features = _features_of(config, dataset)
+    frames = np.arange(len(features)) * video.FPS // MEL_RATE
+    return scale_of(features[np.isin(frames, dataset.frames("train"))])
+
+
+def _speaker(config: ConfigDict, dataset: SpeakerDataset, row: int) -> Speaker:
     """What a run keeps of a dataset; everything is taken from its training frames."""
     frames, track = dataset.frames("train"), dataset.track
     few = frames[np.linspace(0, len(frames) - 1, 16).astype(int)]
@@ -877,4 +986,5 @@ def _speaker(dataset: SpeakerDataset, row: int) -> Speaker:
         head_to_world=track["head_to_world"][max(runs_of(frames), key=len)],
         scalp=float(scalp),
         row=row,
+        feature_scale=_feature_scale(config, dataset),
     )

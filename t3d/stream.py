@@ -15,6 +15,7 @@ from t3d import run as runs
 from t3d import talker as talkers
 from t3d.data import video
 from t3d.data.pipeline import centred_start
+from t3d.errors import UserError
 from t3d.run import Run, Speaker
 from t3d.speech import features
 from t3d.talker import Motion
@@ -42,7 +43,16 @@ class Stream:
     """
 
     def __init__(self, run: Run, speaker: Speaker):
-        """Compiles the networks; stages up to `speech` are all it needs of the run."""
+        """Compiles the networks; stages up to `speech` are all it needs of the run.
+
+        Raises:
+            UserError: the run hears other features than the mel, which come in a file.
+        """
+        if run.config.features.file:
+            raise UserError(
+                f"{run.workdir}: hears {run.config.features.file}, not the mel; a stream needs a "
+                "run trained without --config.features.file"
+            )
         self._steps, self._deviation = run.config.mel_steps, run.config.speech.smooth
         self._reach = runs.smooth_reach(self._deviation)
         identity, face = speaker.identity[None], speaker.identity_face[None]

@@ -19,6 +19,7 @@ from pathlib import Path
 from t3d import checkpoint, evaluate, hosts, measure, population, sweep_jobs, sweep_results, talker
 from t3d import config as configs
 from t3d import run as runs
+from t3d.data import feature_files
 from t3d.data.parts import write_atomically
 from t3d.errors import UserError
 from t3d.sweep_members import Member, members_of, read_groups, tables_of
@@ -99,6 +100,7 @@ def _fits(stage: str, record: dict, mine: dict, theirs: dict) -> bool:
     needed = talker.NEEDS[stage]
     return (
         [d["fingerprint"] for d in record["data"]] == [d.get("fingerprint") for d in theirs["data"]]
+        and (stage not in talker.HEARING or _heard(record) == _heard(theirs))
         and all(ours[key] == others.get(key) for key in SHARED)
         and _training_values(ours[stage]) == _training_values(others[stage])
         and entry["steps"] == ours["stages"][stage]["steps"]
@@ -106,6 +108,10 @@ def _fits(stage: str, record: dict, mine: dict, theirs: dict) -> bool:
         and all(name in mine for name in needed)
         and all(entry["settings"]["frozen"].get(name) == mine[name]["sha256"] for name in needed)
     )
+
+
+def _heard(record: dict) -> list[str]:
+    return [feature_files.identity(d.get("features")) for d in record["data"]]
 
 
 def _training_values(group: dict) -> dict:

@@ -35,6 +35,7 @@ NEEDS = {
     "space": ("lip", "prior", "speech", "nerf", "au"),
 }
 STAGES = tuple(NEEDS)
+HEARING = tuple(n for n in STAGES if "lip" in (n, *NEEDS[n]))  # LipNet's and StyleNet's features
 AUDIO_INPUTS = ("disentangled", "speech", "entire")  # the rows of Table II
 
 
@@ -175,7 +176,8 @@ def drive(
     """Sound to motion, the whole of II-B.
 
     Args:
-        mel: [B, S, 80], one window a frame; identity: [B, 100]; identity_face: [B, 96, 96, 3].
+        mel: [B, S, 80] (or features in its place, [B, S, D]), one window a frame; identity:
+            [B, 100]; identity_face: [B, 96, 96, 3].
     """
     return fuse(
         talker,

@@ -160,7 +160,7 @@ def synthetic(
     truth, chosen = _truth(folder), _compared(folder, frames)
     see = partial(_filmed, folder, dataset.meta["crop"], run.config, chosen)
     front = see(FRONT)
-    motion = runs.motion_of(run, speaker, dataset.mel, frames)
+    motion = runs.motion_of(run, speaker, runs.hear_clip(run, speaker, dataset), frames)
     motion = _pick(motion, np.searchsorted(frames, chosen))
     gauge, off = gauge_of(truth["head_points"], rest_points(speaker))
     filmed_poses = cameras.head_pose(truth["rotvec"][chosen], truth["translation"][chosen])
@@ -508,7 +508,8 @@ def held_out(run: Run, speaker: Speaker, dataset: SpeakerDataset) -> Figures:
     """
     limit = float(dataset.meta["held_out_yaw"])
     usual, frames = dataset.frames("validation"), dataset.frames("test")
-    calm, motion = (runs.motion_of(run, speaker, dataset.mel, f) for f in (usual, frames))
+    heard = runs.hear_clip(run, speaker, dataset)
+    calm, motion = (runs.motion_of(run, speaker, heard, f) for f in (usual, frames))
     figures = _under(f"held_out_0_{limit:g}", _recorded(run, speaker, dataset, calm, usual))
     yaws = turn(dataset.track["head_to_world"], np.eye(4, dtype=np.float32))
     off = np.abs(yaws - np.median(yaws[dataset.track["found"]]))[frames]

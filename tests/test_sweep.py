@@ -17,9 +17,9 @@ from t3d.train import trainer
 DATA = [{"path": "d", "name": "d", "sha256": "1", "fingerprint": "f"}]
 
 
-def record(*overrides, fingerprint="f"):
+def record(*overrides, **data):
     config = json.loads(configs.to_json(configs.load_config("tiny", overrides)))
-    return {"config": config, "data": [DATA[0] | {"fingerprint": fingerprint}], "rows": 10}
+    return {"config": config, "data": [DATA[0] | data], "rows": 10}
 
 
 def make_run(folder, made, seed=0):
@@ -78,6 +78,22 @@ def test_a_stage_is_taken_over_only_if_nothing_it_hangs_on_differs(
 def test_other_data_give_nothing(donor, tmp_path):
     sweep.adopt(tmp_path / "new", record(fingerprint="other"), [donor], print)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_hears_features_is_taken_over_only_from_a_run_that_heard_the_same(tmp_path):
+    heard = {"path": "a.npy", "sha256": "1", "rate": 50.0}
+    donor = make_run(tmp_path / "heard", record(features=heard))
+    taken = {}
+    for name, features in {
+        "moved": heard | {"path": "b.npy"},
+        "other file": heard | {"sha256": "2"},
+        "other rate": heard | {"rate": 25.0},
+        "mel": None,
+    }.items():
+        sweep.adopt(tmp_path / name, record(features=features), [donor], print)
+        taken[name] = tuple(checkpoint.read_run(tmp_path / name)["stages"])
+    assert taken.pop("moved") == talker.STAGES
+    assert set(taken.values()) == {("sync", "au")}
 
 
 def test_a_stage_above_one_of_another_donor_is_not_mixed_in(donor, tmp_path):

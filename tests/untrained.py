@@ -8,8 +8,15 @@ from t3d import run as runs
 from t3d.data.speaker_dataset import SpeakerDataset
 
 
-def make_run(name: str, dataset: SpeakerDataset, workdir: Path, seed: int = 0) -> runs.Run:
+def make_run(
+    name: str,
+    dataset: SpeakerDataset,
+    workdir: Path,
+    seed: int = 0,
+    overrides: tuple[str, ...] = (),
+) -> runs.Run:
     """A run of the config `name` on a dataset, with random parameters, in `workdir`."""
-    bench.untrained_run(configs.load_config(name), [dataset], workdir, seed)
-    runs._save_speakers(workdir, [runs._speaker(dataset, 0)])
+    config = configs.load_config(name, overrides)
+    bench.untrained_run(config, [dataset], workdir, seed)
+    runs._save_speakers(workdir, [runs._speaker(config, dataset, 0)])
     return runs.open_run(workdir)

@@ -46,7 +46,7 @@ class _Sample:
     rng: np.random.Generator
     size: int
     mel_steps: int
-    mel: np.ndarray  # [M, 80] of the clip, as it is heard this time
+    heard: np.ndarray  # [M, D] what LipNet and StyleNet hear of the clip, this time
 
 
 def _unit(picture: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def _heard(mel: np.ndarray, noisy: np.ndarray | None, rng: np.random.Generator) 
 
 def _mel_at(sample: _Sample, frame: int) -> np.ndarray:
     start = centred_start(frame, sample.mel_steps)
-    return mel_window(sample.mel, start, sample.mel_steps)
+    return mel_window(sample.heard, start, sample.mel_steps)
 
 
 def _shifted_start(sample: _Sample) -> int:
@@ -167,9 +167,16 @@ class Source:
         frames: list of (speaker index, frame) in order.
     """
 
-    def __init__(self, datasets: Sequence[SpeakerDataset], split: str):
-        """Args: datasets; split train, validation or test."""
+    def __init__(
+        self,
+        datasets: Sequence[SpeakerDataset],
+        split: str,
+        heard: Sequence[np.ndarray] | None = None,
+    ):
+        """Args: datasets; split train, validation or test; heard: [M, D] of each dataset, what
+        `mel` and `mel5` are windows of (80 steps a second); None: its mel."""
         self.datasets = list(datasets)
+        self.heard = [d.mel for d in datasets] if heard is None else list(heard)
         self.split = split
         per_speaker = [dataset.frames(split) for dataset in datasets]
         self.frames = [(k, int(f)) for k, frames in enumerate(per_speaker) for f in frames]
@@ -195,9 +202,10 @@ class Source:
             fields: names out of FIELDS and of `arrays`.
                 image [B, s, s, 3] head on white; mask [B, s, s, 1]; face [B, 96, 96, 3] on white;
                 faces5 [B, 5, 96, 96, 3] five frames from `window` on; identity_face [B, 96, 96, 3];
-                mel [B, mel_steps, 80] centred on the frame's middle; mel5 [B, 5, mel_steps, 80] the
-                same of each frame of faces5; mel16 [B, 16, 80] the sound of faces5; mel16_shifted
-                [B, 16, 80] sound of another moment; points68, lips79 fractions of the image;
+                mel [B, mel_steps, D] what is heard about the frame's middle (the mel: D = 80); mel5
+                [B, 5, mel_steps, D] the same of each frame of faces5; mel16 [B, 16, 80] the mel of
+                faces5; mel16_shifted [B, 16, 80] that of another moment; points68, lips79 fractions
+                of the image;
                 points_face [B, 147, 2] both in fractions of the face crop; expression [B, 79],
                 illumination [B, 27], identity [B, 100], albedo [B, 100], intrinsics [B, 4],
                 head_to_world [B, 4, 4], rotvec, translation [B, 3], face_box [B, 3], au [B, 5],
@@ -281,9 +289,9 @@ class Source:
             data = self.datasets[speaker]
             starts, of = self._windows[speaker]
             start = of.get(frame, frame)
-            mel = _heard(data.mel, noisy[speaker] if noisy else None, rng)
+            heard = _heard(self.heard[speaker], noisy[speaker] if noisy else None, rng)
             side = size or data.size
-            sample = _Sample(data, speaker, frame, start, starts, rng, side, mel_steps, mel)
+            sample = _Sample(data, speaker, frame, start, starts, rng, side, mel_steps, heard)
             return {
                 name: np.asarray(arrays[name][speaker][frame])
                 if name in arrays

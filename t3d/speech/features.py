@@ -1,4 +1,7 @@
-"""What the networks hear: Wav2Lip's mel spectrogram and syncnet_python's MFCC, in numpy."""
+"""What the networks hear: Wav2Lip's mel, syncnet_python's MFCC, and features made elsewhere.
+
+All in numpy.
+"""
 
 from functools import cache
 
@@ -8,6 +11,7 @@ RATE = 16000
 MEL_RATE = 80  # mel steps a second
 MFCC_RATE = 100  # MFCC steps a second
 FFT, HOP, BANDS = 800, 200, 80  # of the mel: window and step in samples, and its bands
+MEL_MEAN, MEL_DEVIATION = -1.7, 0.96  # of the mel of speech, about
 
 
 def mel(audio) -> np.ndarray:
@@ -86,6 +90,39 @@ def mel_window(features, start: int, steps: int) -> np.ndarray:
     """
     index = np.arange(start, start + steps)
     return np.asarray(features)[np.clip(index, 0, len(features) - 1)]
+
+
+def resample(features: np.ndarray, rate: float, steps: int) -> np.ndarray:
+    """Features [T, D] whose step k is of the time k / rate, at the mel's times k / 80 s.
+
+    Linear between steps; the last one repeats. Returns float32 [steps, D].
+    """
+    at = np.minimum(np.arange(steps) * rate / MEL_RATE, len(features) - 1)
+    before = at.astype(int)
+    after = np.minimum(before + 1, len(features) - 1)
+    share = np.float32(at - before)[:, None]
+    return np.float32((1 - share) * features[before] + share * features[after])
+
+
+def scale_of(features: np.ndarray) -> np.ndarray:
+    """Mean and deviation of each dimension of features [M, D]: float32 [2, D].
+
+    A dimension that never changes has the deviation 1.
+    """
+    values = np.asarray(features, np.float64)
+    mean, deviation = values.mean(0), values.std(0)
+    constant = deviation <= 1e-6 * np.abs(mean)
+    return np.stack([mean, np.where(constant, 1.0, deviation)]).astype(np.float32)
+
+
+def standardise(features: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Features [M, D] with the mean and deviation of the mel, which the networks are made for.
+
+    Args:
+        scale: [2, D] of `scale_of`, over the training frames. Returns float32 [M, D].
+    """
+    mean, deviation = scale
+    return np.float32(MEL_MEAN + MEL_DEVIATION * (features - mean) / deviation)
 
 
 def _log(values: np.ndarray) -> np.ndarray:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t3d.speech.features import MEL_DEVIATION, MEL_MEAN
+
 FACE = 96
 # The first row that is drawn (a multiple of 4) and where the drawn half has taken over from I_id.
 TOP, SEAM = 44, 54
-SPEECH_MEAN, SPEECH_DEVIATION = -1.7, 1.0  # of Wav2Lip's mel, over talking clips
 FOCUS = 10.0  # mel steps
 # Outer and inner eye corners, nose bridge and nostrils of the 68 landmarks: what speech hardly
 # moves.
@@ -185,7 +186,7 @@ class LipNet(nn.Module):
 
 def standardised(mel: jax.Array) -> jax.Array:
     """Mel windows in deviations of speech from its mean, both over all bands."""
-    return (mel - SPEECH_MEAN) / SPEECH_DEVIATION
+    return (mel - MEL_MEAN) / MEL_DEVIATION
 
 
 def focus(steps: int) -> jax.Array:
@@ -245,4 +246,6 @@ def augment_mel(key: jax.Array, mel: jax.Array) -> jax.Array:
     masked_band = jnp.abs(band - (uniform(keys[3]) + 1) / 2 * bands) < 3
     masked_step = jnp.abs(step - (uniform(keys[4]) + 1) / 2 * steps) < 1
     mean = jnp.mean(mel, (1, 2), keepdims=True)
-    return jnp.clip(jnp.where(masked_band | masked_step, mean, noisy), -4.0, 4.0)
+    heard = jnp.where(masked_band | masked_step, mean, noisy)
+    # A mel never leaves [-4, 4]; other features may, and keep what they have beyond.
+    return jnp.clip(heard, jnp.minimum(mel, -4.0), jnp.maximum(mel, 4.0))

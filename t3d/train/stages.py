@@ -187,7 +187,7 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
                 sound = hear(params, blend, keys[1])
             terms["codes"] = moves(params, sound, change)
             total += settings.code_weight * terms["codes"]
-        if is_on(settings.silence_weight):
+        if is_on(settings.silence_weight) and not config.features.file:
             still = identity[: max(1, few // 4)]
             sound = hear(params, lipnet.silence(keys[3], mel[: len(still)]), keys[4])
             image = draw(params, sound, still)
@@ -330,6 +330,7 @@ def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
     """StyleNet and FuseNet: Eq. 3, and the same on the lips' vertices."""
 
     settings = config.speech
+    with_quiet = settings.silence and not config.features.file  # how features hear it is unknown
 
     def init(key, batch):
         keys = jax.random.split(key)
@@ -345,7 +346,7 @@ def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
         if settings.augment:
             mel = lipnet.augment_mel(key, mel)
         names = ("identity", "lip_codes", "expression")
-        if not settings.silence:
+        if not with_quiet:
             return mel, *(batch[name] for name in names)
         quiet = lipnet.silence(jax.random.fold_in(key, 1), mel[::4])
         still = (batch[name][::4] for name in ("identity", "silent_codes", "identity_expression"))
@@ -378,7 +379,7 @@ def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
         return total, terms
 
     fields = ("mel", "identity", "lip_codes", "expression")
-    fields += ("silent_codes", "identity_expression") if settings.silence else ()
+    fields += ("silent_codes", "identity_expression") if with_quiet else ()
     return Stage("speech", fields, init, loss, config.stages.speech, select="best")
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import interpolate
 
 from t3d.speech import features
 
@@ -70,3 +71,41 @@ def test_noisy_copies_are_the_sound_where_it_is_loud_and_noise_where_it_is_not()
     assert np.abs(copies[:, 20].max(-1) - clean[20].max()).max() < 0.6  # a gain of 4 dB is 0.32
     assert (copies[:, 60].mean(-1) > clean[60].mean() + 0.3).all()
     assert np.abs(copies[0] - copies[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("rate", [25, 49.9, 50, 80, 100, 130])
+def test_features_that_grow_evenly_in_time_stay_so_at_the_mels_steps(rate):
+    slope, start = np.array([3.0, -1.0, 0.5]), np.array([0.0, 2.0, -1.0])
+    made = start + np.arange(round(4 * rate))[:, None] / rate * slope
+    found = features.resample(made, rate, 300)
+    assert found.shape == (300, 3) and found.dtype == np.float32
+    np.testing.assert_allclose(
+        found, start + np.arange(300)[:, None] / 80 * slope, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_resampling_is_scipys_linear_one_and_repeats_the_last_step():
+    rng = np.random.default_rng(0)
+    made = rng.normal(size=(70, 5))
+    found = features.resample(made, 50, 161)
+    linear = interpolate.interp1d(np.arange(70) / 50, made, axis=0)
+    times = np.arange(161) / 80
+    inside = times <= 69 / 50
+    np.testing.assert_allclose(found[inside], linear(times[inside]), atol=1e-6)
+    np.testing.assert_allclose(found[~inside], np.broadcast_to(made[-1], (50, 5)), atol=1e-6)
+    np.testing.assert_allclose(features.resample(made[:1], 50, 3), made[[0, 0, 0]], atol=1e-6)
+
+
+def test_features_at_the_mels_rate_are_left_as_they_are():
+    made = np.random.default_rng(0).normal(size=(161, 80)).astype(np.float32)
+    np.testing.assert_array_equal(features.resample(made, 80, 161), made)
+
+
+def test_standardised_features_have_the_mels_mean_and_deviation_and_constants_stay_finite():
+    rng = np.random.default_rng(0)
+    made = rng.normal([5, -300, 0, 1e-3], [2, 40, 1e-5, 0], size=(400, 4))
+    scaled = features.standardise(made, features.scale_of(made))
+    np.testing.assert_allclose(scaled.mean(0), -1.7, atol=1e-3)
+    np.testing.assert_allclose(scaled.std(0), [0.96, 0.96, 0.96, 0], atol=1e-3)
+    later = features.standardise(made + 0.01, features.scale_of(made))
+    np.testing.assert_allclose(later[:, 3], -1.7 + 0.96 * 0.01, rtol=1e-3)

@@ -124,6 +124,15 @@ def test_augmented_mel_stays_in_range_and_differs_by_key(batch):
     np.testing.assert_array_equal(first, lipnet.augment_mel(jax.random.key(0), mel))
 
 
+def test_augmentation_leaves_features_beyond_the_mels_range_where_they_are():
+    features = jnp.full((64, STEPS, 24), -6.0).at[:, :, 12:].set(5.0)
+    changed = lipnet.augment_mel(jax.random.key(0), features)
+    unmasked = jnp.abs(changed - features) < 2
+    assert unmasked.mean() > 0.5
+    shifts = (changed - features)[unmasked]
+    assert abs(shifts.mean()) < 0.2 and jnp.abs(shifts).max() > 0.5
+
+
 def test_what_is_heard_varies_by_dropout_in_training_only(batch):
     model = lipnet.SpeechEncoder(width=4, bottleneck=4, dropout=0.5, dtype=jnp.float32)
     params = jax.jit(model.init, static_argnums=2)(jax.random.key(0), batch["mel"], True)
