@@ -230,6 +230,72 @@ def _draw_whiskers(axis, drawn: Mapping[str, Whisker], rows: list[str], shift: f
     return axis.errorbar(values, heights, xerr=ends, markersize=5, linewidth=1.4, **look)
 
 
+def bars(panels: Mapping[str, Mapping[str, Mapping[str, Whisker]]]) -> bytes:
+    """Upright bars with their intervals, one panel for each figure, as SVG.
+
+    Args:
+        panels: panel's title → colour's name → bar's name → Whisker.
+    """
+    figure, axes = _figure((3.4 * len(panels), 3.0), 1, len(panels), squeeze=False)
+    for axis, (title, groups) in zip(axes.flat, panels.items()):
+        for number, (group, drawn) in enumerate(groups.items()):
+            places = np.arange(len(drawn)) + 0.8 * ((number + 0.5) / len(groups) - 0.5)
+            heights = [bar.value for bar in drawn.values()]
+            ends = [
+                [b.value - b.low for b in drawn.values()],
+                [b.high - b.value for b in drawn.values()],
+            ]
+            look = {"color": COLOURS[1:][number % 4], "label": group, "capsize": 3}
+            axis.bar(places, heights, 0.8 / len(groups), yerr=ends, **look)
+            axis.set_xticks(range(len(drawn)), ["\n".join(wrap(name, 22)) for name in drawn])
+        axis.set_ylabel(title)
+    handles = axes.flat[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper left", ncols=4, frameon=False)
+    return _svg(figure)
+
+
+def planes(
+    panels: Mapping[str, Mapping[tuple[str, str], np.ndarray]], what: tuple[str, str]
+) -> bytes:
+    """Points in planes, coloured by one name and marked by another, as SVG.
+
+    Args:
+        panels: panel's title → (colour's name, mark's name) → [n, 2].
+        what: words before the colours' and the marks' names in the legend.
+    """
+    figure, axes = _figure((4.2 * len(panels), 3.8), 1, len(panels), squeeze=False)
+    for axis, (title, groups) in zip(axes.flat, panels.items()):
+        colours, marks = (list(dict.fromkeys(names)) for names in zip(*groups))
+        for (colour, mark), points in groups.items():
+            look = {"color": COLOURS[1:][colours.index(colour) % 4], "linestyle": "none"}
+            look |= {"marker": "o^sD"[marks.index(mark) % 4], "markerfacecolor": "none"}
+            label = f"{what[0]} {colour}, {what[1]} {mark}"
+            axis.plot(*points.T, markersize=3.5, markeredgewidth=0.7, label=label, **look)
+        axis.set(title=title, xlabel="direction of the probe, σ")
+        axis.set_ylabel("widest direction at right angles to it, σ")
+    handles = axes.flat[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper left", ncols=2, frameon=False)
+    return _svg(figure)
+
+
+def code_curves(curves: Mapping[str, np.ndarray], frames: np.ndarray) -> bytes:
+    """Codes over time, as SVG; at most 20 s of them.
+
+    Args:
+        curves: title → [T] (σ); frames: [T] numbers; curves break where some are left out.
+    """
+    figure, axis = _figure((10, 2.6), 1, 1)
+    count = min(len(frames), int(CURVE_SECONDS * video.FPS))
+    gaps = np.flatnonzero(np.diff(frames[:count]) != 1) + 1
+    at = np.insert(np.arange(count) / video.FPS, gaps, np.nan)
+    for (title, values), colour, style in zip(curves.items(), COLOURS[1:], STYLES[1:]):
+        look = {"color": colour, "linestyle": style, "linewidth": 1.2, "label": title}
+        axis.plot(at, np.insert(values[:count].astype(float), gaps, np.nan), **look)
+    axis.set(xlabel="seconds", ylabel="code, σ", xlim=(0, count / video.FPS))
+    axis.legend(ncols=4, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    return _svg(figure)
+
+
 def png(image: np.ndarray | Image.Image) -> bytes:
     """A picture as a PNG file."""
     stream = io.BytesIO()

@@ -277,10 +277,15 @@ def _words(figures: Figures) -> list[str]:
 
 def show(figures: Figures) -> None:
     """Prints all tables and notes on the terminal."""
+    show_sections(tables(figures), notes(figures))
+
+
+def show_sections(sections: Sequence[Section], lines: Sequence[str]) -> None:
+    """Prints tables, and lines below them, on the terminal."""
     console = _console()
-    for section in tables(figures):
+    for section in sections:
         _print(console, section)
-    for line in notes(figures):
+    for line in lines:
         console.print(line)
 
 

@@ -92,3 +92,31 @@ def test_code_bars_say_how_many_codes_are_used():
     svg = plots.code_bars({"AU10": np.array([3, 0, 1, 0]), "global": np.arange(8)})
     assert "AU10: 50% of 4, perplexity 1.8" in texts(svg)
     assert any(text.startswith("global: 88% of 8") for text in texts(svg))
+
+
+def test_bars_stand_at_their_figures_with_a_colour_for_each_group():
+    drawn = {"a → b": plots.Whisker(2, 1, 3), "b → a": plots.Whisker(4, 4, 4)}
+    svg = plots.bars({"distance, σ": {"before": drawn, "after": drawn}, "mm": {"before": drawn}})
+    said = texts(svg)
+    assert {"distance, σ", "mm", "before", "after", "a → b"} <= set(said)
+    assert svg.count(f"fill: {plots.COLOURS[1].lower()}".encode()) == 4 + 1  # and the legend's
+    assert svg.count(f"fill: {plots.COLOURS[2].lower()}".encode()) == 2 + 1
+
+
+def test_points_are_coloured_by_the_first_name_and_marked_by_the_second():
+    points = np.random.default_rng(0).normal(size=(7, 2))
+    groups = {(a, b): points for a in "xy" for b in "xy"}
+    svg = plots.planes({"style": groups, "speech": groups}, ("sound of", "identity of"))
+    said = texts(svg)
+    assert "sound of x, identity of y" in said and {"style", "speech"} <= set(said)
+    for colour in plots.COLOURS[1:3]:
+        look = f"stroke: {colour.lower()}"
+        uses = [n for n in etree.fromstring(svg).iter("{http://www.w3.org/2000/svg}use")]
+        assert sum(look in n.get("style", "") for n in uses) >= 2 * 2 * 7
+
+
+def test_codes_over_time_break_where_frames_are_left_out():
+    frames = np.delete(np.arange(50), 20)
+    svg = plots.code_curves({"browDown_L": WAVE[:49], "code 60": -WAVE[:49]}, frames)
+    assert {"browDown_L", "code 60", "code, σ", "seconds"} <= set(texts(svg))
+    assert max(line.count("M") for line in lines(svg, plots.COLOURS[1])) == 2
