@@ -239,6 +239,12 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         metavar="DIR",
         help="measure turned views, too; DIR: of the synthetic speaker, whose cameras are known",
     )
+    trained.add_argument(
+        "--speech",
+        action="store_true",
+        help="measure only what its audio codes say of content and of speaker; the stages up to "
+        "speech will do (--data DIR,DIR: of all its speakers)",
+    )
     videos = sub.add_argument_group("any two videos")
     videos.add_argument("--pred", metavar="FILE", help="a generated video")
     videos.add_argument("--truth", metavar="FILE", help="the true one")
@@ -488,6 +494,17 @@ def _check_evaluate(sub: Parser, args: argparse.Namespace) -> None:
         if getattr(args, name) is not None:
             mode = "--pred and --truth" if args.pred else "--workdir"
             sub.error(f"--{name.replace('_', '-')} does not go with {mode}")
+    if args.speech:
+        _check_speech(sub, args)
+
+
+def _check_speech(sub: Parser, args: argparse.Namespace) -> None:
+    """--speech measures all speakers of a run, on test frames, and renders nothing."""
+    if args.pred:
+        sub.error("--speech does not go with --pred and --truth")
+    for name in ("speaker", "against", "views", "split"):
+        if getattr(args, name) != sub.get_default(name):
+            sub.error(f"--{name} does not go with --speech")
 
 
 def check_writable(path: Path) -> None:

@@ -497,6 +497,10 @@ def evaluate_command(args) -> None:
         from t3d.two_videos import two_videos_command
 
         return two_videos_command(args)
+    if args.speech:
+        from t3d.disentanglement import speech_command
+
+        return speech_command(args)
     run = runs.open_run(args.workdir)
     speaker = render.speaker_of(run, args.speaker)
     dataset = dataset_of(run, speaker, args.data)
