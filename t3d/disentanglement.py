@@ -134,18 +134,19 @@ def open_voices(workdir: str | Path, places: Sequence[str] = ()) -> tuple[Run, l
 
 
 def _listen(run: Run, number: int, dataset: SpeakerDataset) -> Voice:
-    heard = {split: _hear(run, dataset, split) for split in SPLITS}
+    sound = runs.hear_clip(run, run.speakers[number], dataset)
+    heard = {split: _hear(run, sound, dataset, split) for split in SPLITS}
     return Voice(number, run.speakers[number], dataset, heard)
 
 
-def _hear(run: Run, dataset: SpeakerDataset, split: str) -> Heard:
+def _hear(run: Run, sound: np.ndarray, dataset: SpeakerDataset, split: str) -> Heard:
     frames = dataset.frames(split)
     if not len(frames):
         raise UserError(
             f"{dataset.path}: its {split} split has no frame with a face; use a longer clip"
         )
-    motions = [runs.motion_of(run, speaker, dataset.mel, frames) for speaker in run.speakers]
-    windows = runs.mel_windows(dataset.mel, frames, run.config.mel_steps)
+    motions = [runs.motion_of(run, speaker, sound, frames) for speaker in run.speakers]
+    windows = runs.mel_windows(sound, frames, run.config.mel_steps)
     audio = windows.reshape(len(frames), -1)
     if run.config.speech.smooth:
         audio = gaussian_filter1d(audio, run.config.speech.smooth, axis=0, mode="nearest")
@@ -165,7 +166,8 @@ def swapped(run: Run, voice: Voice, other: Voice) -> np.ndarray:
     identity image, f_exp-style with the other's identity code."""
     dressed = replace(voice.speaker, identity=other.speaker.identity)
     frames = voice.heard["test"].frames
-    return runs.motion_of(run, dressed, voice.dataset.mel, frames).expression
+    sound = runs.hear_clip(run, voice.speaker, voice.dataset)
+    return runs.motion_of(run, dressed, sound, frames).expression
 
 
 # ---- figures

@@ -38,8 +38,9 @@ def workdir(untrained, tmp_path_factory):
     np.savez(second / "track.npz", **track)
     np.save(second / "mel.npy", np.load(first / "mel.npy")[::-1] * 0.7)
     datasets = [SpeakerDataset(first), SpeakerDataset(second)]
-    bench.untrained_run(configs.load_config("tiny"), datasets, folder / "run")
-    speakers = [runs._speaker(dataset, row) for dataset, row in zip(datasets, (0, 50))]
+    config = configs.load_config("tiny")
+    bench.untrained_run(config, datasets, folder / "run")
+    speakers = [runs._speaker(config, dataset, row) for dataset, row in zip(datasets, (0, 50))]
     speakers[1] = replace(speakers[1], identity_face=1 - speakers[1].identity_face)
     runs._save_speakers(folder / "run", speakers)
     for stage in ("sync", "nerf", "au", "space"):  # a run in which only speech is learned
@@ -96,7 +97,9 @@ def test_full_audio_is_smoothed_as_codes_are(opened):
     run, (voice, _) = opened
     sharp = run.config.copy_and_resolve_references()
     sharp.speech.smooth = 0.0
-    heard = disentanglement._hear(replace(run, config=sharp), voice.dataset, "test")
+    heard = disentanglement._hear(
+        replace(run, config=sharp), voice.dataset.mel, voice.dataset, "test"
+    )
     frames = voice.heard["test"].frames
     windows = runs.mel_windows(voice.dataset.mel, frames, sharp.mel_steps)
     np.testing.assert_array_equal(heard.audio, windows.reshape(len(frames), -1))
