@@ -15,7 +15,8 @@ def get_config(paper: bool = False) -> ConfigDict:
     config.sync.update(width=8, dim=16, judge_width=8)
     config.lip.update(width=8, bottleneck=4, dropout=0.1)
     config.prior.update(width=8, rendered=min(32, config.prior.rendered))
-    config.speech.update(width=16)
+    # At full weight the lips would be left to an encoder of 60 steps.
+    config.speech.update(width=16, leak_weight=min(30.0, config.speech.leak_weight))
     config.nerf.update(
         rays=16, samples=4, width=16, depth=2, features=8, resolutions=(16,), channels=4
     )

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 from t3d import evaluate, plots, report
 from t3d import run as runs
@@ -147,9 +146,7 @@ def _hear(run: Run, sound: np.ndarray, dataset: SpeakerDataset, split: str) -> H
         )
     motions = [runs.motion_of(run, speaker, sound, frames) for speaker in run.speakers]
     windows = runs.mel_windows(sound, frames, run.config.mel_steps)
-    audio = windows.reshape(len(frames), -1)
-    if run.config.speech.smooth:
-        audio = gaussian_filter1d(audio, run.config.speech.smooth, axis=0, mode="nearest")
+    audio = runs.smooth(windows.reshape(len(frames), -1), run.config.speech.smooth)
     return Heard(
         frames=frames,
         opening=lips.mouth_opening(dataset.track["points68"][frames]),

@@ -103,7 +103,7 @@ def test_full_audio_is_smoothed_as_codes_are(opened):
     frames = voice.heard["test"].frames
     windows = runs.mel_windows(voice.dataset.mel, frames, sharp.mel_steps)
     np.testing.assert_array_equal(heard.audio, windows.reshape(len(frames), -1))
-    smooth = runs._smooth(heard.audio, run.config.speech.smooth)
+    smooth = runs.smooth(heard.audio, run.config.speech.smooth)
     np.testing.assert_allclose(voice.heard["test"].audio, smooth, atol=1e-5)
 
 
