@@ -28,7 +28,6 @@ from t3d.prior import basis, morphable
 from t3d.prior.encoder import marks_basis
 from t3d.run import Run, Speaker
 from t3d.speech import features
-from t3d.train import sharding, trainer
 
 Figures = dict[str, float]
 Series = dict[str, np.ndarray]
@@ -200,10 +199,8 @@ def _fold(config, dataset, workdir: Path, voice, log) -> tuple[Series, Figures]:
     stored, told = workdir / "speech_series.npz", workdir / "speech.json"
     learner = runs.Learner(config, [dataset], workdir, workdir / runs.CACHE, log)
     if not told.exists() or not all(map(learner.is_finished, STAGES)):
-        mesh = sharding.make_mesh(config.mesh)
         for name in STAGES:
-            prepared = learner.prepare(name)
-            trainer.run(prepared.stage, prepared.training, mesh, config.mesh.rules, learner.log)
+            runs.train(config, [dataset], workdir, name, log)
         run = runs.open_run(workdir, STAGES)
         series, figures = series_of(run, dataset), other_figures(run, dataset, voice)
         write_atomically(stored, lambda path: np.savez(path, **series))
@@ -290,7 +287,7 @@ def _timed(call: Callable) -> tuple:
 
 
 def _streamed(run: Run, speaker: Speaker, sound: np.ndarray) -> list[talkers.Motion]:
-    """In chunks of 40 ms; the stream is made anew, but its time is not counted as sound's."""
+    """In chunks of 40 ms."""
     heard = stream.Stream(run, speaker)
     chunks = np.split(sound, range(stream.CHUNK, len(sound), stream.CHUNK))
     return [codes for chunk in chunks for codes in heard.push(chunk)] + heard.finish()

@@ -223,7 +223,7 @@ def motion_of(run: Run, speaker: Speaker, heard: np.ndarray, frames: int | np.nd
     """
     frames = np.arange(frames) if np.ndim(frames) == 0 else frames
     windows = mel_windows(heard, frames, run.config.mel_steps)
-    drive = jax.jit(partial(talkers.drive, run.talker))
+    drive = driver(run.talker)
     with talkers.exact():
         motion = in_batches(
             lambda window: drive(
@@ -235,6 +235,12 @@ def motion_of(run: Run, speaker: Speaker, heard: np.ndarray, frames: int | np.nd
             windows,
         )
     return jax.tree.map(partial(smooth, deviation=run.config.speech.smooth), motion)
+
+
+@cache
+def driver(talker: Talker) -> Callable:
+    """`talker.drive` of (params, mel, identity, identity_face), compiled once for all calls."""
+    return jax.jit(partial(talkers.drive, talker))
 
 
 def mel_windows(heard: np.ndarray, frames: np.ndarray, steps: int) -> np.ndarray:
@@ -667,6 +673,8 @@ class Learner:
 
     def _make_arrays(self, name: str, frozen: dict) -> None:
         nerf, space = self.config.nerf, self.config.space
+        if name == "lip" and self.config.features.file:
+            self.log("lip: noisy copies and silence are the mel's: with features they are left out")
         if name in HEARS_NOISE and self.config.lip.noisy and not self.config.features.file:
             what = [self.config.seed, self.config.lip.noisy]
             self._keep(["noisy_mel"], [], what, self._noisy_mel)
@@ -736,7 +744,7 @@ class Learner:
         read = jax.jit(partial(talkers.speech_codes, self._talker()))
         windows = self._windows(dataset, frames)
         face = np.broadcast_to(speaker.identity_face, (4 * BATCH, 96, 96, 3))
-        silence = np.full((1, *windows.shape[1:]), windows.min(), np.float32)
+        silence = np.full((1, *windows.shape[1:]), -4.0, np.float32)  # the mel's floor
         codes = in_batches(lambda w: read(frozen, w, face), np.concatenate([windows, silence]))
         return {
             "lip_codes": self._spread(dataset, frames, codes[:-1]),

@@ -5,9 +5,6 @@ A frame's codes wait for what its window hears of the future (`look_ahead`), and
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -56,7 +53,7 @@ class Stream:
         self._steps, self._deviation = run.config.mel_steps, run.config.speech.smooth
         self._reach = runs.smooth_reach(self._deviation)
         identity, face = speaker.identity[None], speaker.identity_face[None]
-        drive = jax.jit(partial(talkers.drive, run.talker))
+        drive = runs.driver(run.talker)
         self._drive = lambda window: drive(run.params, window[None], identity, face)
         self._sound = _Tail(np.zeros(0, np.float32))
         self._mel = _Tail(np.zeros((0, features.BANDS), np.float32))  # what no later sound changes

@@ -36,8 +36,8 @@ def mel(audio) -> np.ndarray:
 def noisy_mels(audio, count: int, rng: np.random.Generator) -> np.ndarray:
     """Mel spectrograms of a sound as other rooms and microphones would give them.
 
-    Each has another gain (±4 dB) and noise, 3 to 25 dB under the sound, whose spectrum falls
-    between not at all (white) and as 1/f (pink, in power 1/f²: a hum).
+    Each has another gain (±4 dB) and noise, 3 to 25 dB under the sound, whose power falls with
+    frequency between not at all (white) and as 1/f² (brown).
 
     Args:
         audio: float [N] mono at 16 kHz; count: K.

@@ -182,7 +182,7 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
             total += settings.independence_weight * terms["speaker"]
         if is_on(settings.code_weight):
             change = batch["expression"] - batch["identity_expression"]
-            if settings.mixup:
+            if is_on(settings.mixup):
                 blend, change = mixed(mel, change, keys[5])
                 sound = hear(params, blend, keys[1])
             terms["codes"] = moves(params, sound, change)
@@ -370,7 +370,8 @@ def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
         lips = lip_distance(expression - target, facts.lip_basis)
         small = jnp.mean(style**2)
         total = error + settings.lip_weight * lips + settings.style_weight * small
-        if is_on(settings.leak_weight):  # what moves the lips is f_exp-aud
+        # What moves the lips is f_exp-aud, where there is one.
+        if is_on(settings.leak_weight) and talker.inputs != "entire":
             total += settings.leak_weight * lip_distance(expression - speech, facts.lip_basis)
         terms = {"expression": error, "lips": lips}
         if is_on(settings.independence_weight):
