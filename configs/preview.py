@@ -15,7 +15,7 @@ def get_config(paper: bool = False) -> ConfigDict:
     config = talker.get_config(paper)
     config.size = 128
     config.sync.update(width=16, dim=64, judge_width=24)
-    config.lip.update(width=32, bottleneck=16)
+    config.lip.update(width=32, bottleneck=32)
     config.prior.update(width=48)
     config.speech.update(width=64)
     config.nerf.update(

@@ -27,7 +27,7 @@ from t3d.metrics import lips, uncertainty
 from t3d.prior import basis, morphable
 from t3d.prior.encoder import marks_basis
 from t3d.run import Run, Speaker
-from t3d.speech import features
+from t3d.speech import features, lipnet
 
 Figures = dict[str, float]
 Series = dict[str, np.ndarray]
@@ -86,8 +86,10 @@ def expressions(run: Run, dataset: SpeakerDataset, frames: np.ndarray) -> dict[s
 def _sound_codes(run: Run, dataset: SpeakerDataset, frames: np.ndarray) -> np.ndarray:
     apply = partial(run.talker.lip.apply, run.params["lip"])
     move = jax.jit(lambda mel: apply(apply(mel, method="hear"), method="move"))
-    moved = runs.in_batches(move, runs.mel_windows(dataset.mel, frames, run.config.mel_steps))
-    return dataset.track["expression"][dataset.meta["identity_frame"]] + moved
+    voice = runs.voice_of(run.config, dataset.mel, run.speakers[0].voice)
+    windows = runs.mel_windows(dataset.mel, frames, run.config.mel_steps)
+    moved = runs.in_batches(move, lipnet.without_voice(windows, voice[None]))
+    return dataset.track["expression"][dataset.frames("train")].mean(0) + moved
 
 
 def ridge_codes(dataset: SpeakerDataset, frames: np.ndarray) -> np.ndarray:
@@ -264,7 +266,7 @@ def speed_figures(run: Run, dataset: SpeakerDataset) -> Figures:
     frames = int(len(sound) / stream.CHUNK)
 
     def drive() -> talkers.Motion:
-        return runs.motion_of(run, speaker, features.mel(sound), frames)
+        return runs.motion_of(run, speaker, features.mel(sound), frames, speaker.voice)
 
     offline, seconds = _timed(drive)
     streamed, stream_seconds = _timed(lambda: _streamed(run, speaker, sound))
@@ -296,6 +298,6 @@ def _streamed(run: Run, speaker: Speaker, sound: np.ndarray) -> list[talkers.Mot
 def flop_a_frame(run: Run, speaker: Speaker) -> float:
     """Of `talker.drive`: matrix products and convolutions, from mel to codes, of one frame."""
     window = np.zeros((1, run.config.mel_steps, features.BANDS), np.float32)
-    given = window, speaker.identity[None], speaker.identity_face[None]
+    given = window, speaker.voice[None], speaker.identity[None], speaker.identity_face[None]
     jaxpr = jax.make_jaxpr(partial(talkers.drive, run.talker, run.params))(*given)
     return float(sum(flops.products(flops.count(jaxpr.jaxpr)).values()))

@@ -179,6 +179,7 @@ def field_shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
         "mel": heard,
         "mel5": (WINDOW, *heard),
         "mel16": (SYNC_STEPS, BANDS),
+        "voice": (2, heard[-1]),
         "mel16_shifted": (SYNC_STEPS, BANDS),
         "points68": (68, 2),
         "points_face": (147, 2),
@@ -195,7 +196,7 @@ def field_shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
         "novel_camera": (4, 4),
         "au": (units,),
         **dict.fromkeys(("identity", "albedo"), (100,)),
-        **dict.fromkeys(("expression", "identity_expression"), (79,)),
+        **dict.fromkeys(("expression", "identity_expression", "mean_expression"), (79,)),
         **dict.fromkeys(("lip_codes", "silent_codes", "oracle_codes"), (79,)),
         "sync_proved": (),
         **dict.fromkeys(("guide_near", "guide_far"), (rays,)),
@@ -210,6 +211,7 @@ def field_shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
         "render": ((size, size, 3), jnp.uint8),
         "rendered_face": (face, jnp.uint8),
         "row": ((), jnp.int32),
+        "deaf_ear": ((), jnp.int32),
     }
 
 

@@ -74,6 +74,7 @@ class Speaker:
         head_to_world: [N, 4, 4] the recorded pose of the longest unbroken run of training frames.
         scalp: cm of room for hair.
         row: first row of the speaker in the table of per-frame codes.
+        voice: [2, D] mean and deviation of what is heard of it (`features.voice_of`).
         feature_scale: [2, D] mean and deviation of its speech features over the training frames;
             [2, 0] where the mel is heard.
     """
@@ -88,6 +89,7 @@ class Speaker:
     head_to_world: np.ndarray
     scalp: float
     row: int
+    voice: np.ndarray
     feature_scale: np.ndarray = field(default_factory=lambda: np.zeros((2, 0), np.float32))
 
     @property
@@ -211,17 +213,32 @@ def hear_clip(run: Run, speaker: Speaker, dataset: SpeakerDataset) -> np.ndarray
     return hear(run.config, speaker, dataset.mel, file)
 
 
-def motion_of(run: Run, speaker: Speaker, heard: np.ndarray, frames: int | np.ndarray) -> Motion:
+def voice_of(config: ConfigDict, heard: np.ndarray, usual: np.ndarray | None = None) -> np.ndarray:
+    """[2, D] what LipNet leaves out of a whole sound [M, D]: `features.voice_of`, or, where the
+    config or features in the mel's place do without, that of speech in general."""
+    if config.features.file or not config.lip.normalise:
+        return features.any_voice(heard.shape[1])
+    return features.voice_of(heard, usual)
+
+
+def motion_of(
+    run: Run,
+    speaker: Speaker,
+    heard: np.ndarray,
+    frames: int | np.ndarray,
+    voice: np.ndarray | None = None,
+) -> Motion:
     """What a sound does to a speaker's face (II-B), smoothed in time by `speech.smooth` frames.
 
     Args:
         heard: [M, D] of the whole sound (`hear`); frames: the first T at 25 fps, or their numbers
-            [T].
+            [T]; voice: [2, D] that speaks; None: as the sound has it, and a little as the speaker.
 
     Returns:
         Motion of [T, 79] arrays (NumPy).
     """
     frames = np.arange(frames) if np.ndim(frames) == 0 else frames
+    voice = voice_of(run.config, heard, speaker.voice) if voice is None else voice
     windows = mel_windows(heard, frames, run.config.mel_steps)
     drive = driver(run.talker)
     with talkers.exact():
@@ -229,6 +246,7 @@ def motion_of(run: Run, speaker: Speaker, heard: np.ndarray, frames: int | np.nd
             lambda window: drive(
                 run.params,
                 window,
+                jnp.broadcast_to(voice, (len(window), *voice.shape)),
                 jnp.broadcast_to(speaker.identity, (len(window), 100)),
                 jnp.broadcast_to(speaker.identity_face, (len(window), 96, 96, 3)),
             ),
@@ -239,7 +257,7 @@ def motion_of(run: Run, speaker: Speaker, heard: np.ndarray, frames: int | np.nd
 
 @cache
 def driver(talker: Talker) -> Callable:
-    """`talker.drive` of (params, mel, identity, identity_face), compiled once for all calls."""
+    """`talker.drive` of (params, mel, voice, identity, identity_face), compiled once."""
     return jax.jit(partial(talkers.drive, talker))
 
 
@@ -450,6 +468,11 @@ def check_config(config: ConfigDict) -> None:
             "config.nerf.geometry_weight: the 3DMM's geometry comes with nerf.sampling=shell; set "
             "--config.nerf.geometry_weight=0 with uniform sampling"
         )
+    if config.lip.ears > 1 and not (config.lip.deaf_to_images and config.lip.code_weight):
+        raise UserError(
+            f"config.lip.ears={config.lip.ears}: images would teach every ear all sounds; set "
+            "--config.lip.ears=1, or leave lip.deaf_to_images and lip.code_weight on"
+        )
     if not 0 < config.features.rate < math.inf:
         raise UserError(
             f"config.features.rate={config.features.rate:g}: must be the steps a second of "
@@ -582,7 +605,8 @@ class Learner:
             checkpoint.update_run(workdir, **record)
         hosts.meet("run.json is written")
         self.sources = {
-            split: Source(datasets, split, self.heard) for split in ("train", "validation")
+            split: Source(datasets, split, self.heard, partial(voice_of, config))
+            for split in ("train", "validation")
         }
         self.arrays: dict[str, list[np.ndarray]] = {}
         self.capacity = config.nerf.rays**2
@@ -680,7 +704,9 @@ class Learner:
             self._keep(["noisy_mel"], [], what, self._noisy_mel)
         if name in ("lip", "prior"):
             self._need("identity_points_face", _identity_points)
+            self._need("deaf_ear", self._deaf_ears)
         if name == "lip":
+            self._need("mean_expression", _mean_expression)
             self._need("sync_proved", partial(self._sync_proved, frozen))
         if name == "prior" and self.config.prior.rendered:
             what = [self.config.seed, self.config.prior.rendered, len(self.datasets)]
@@ -745,11 +771,26 @@ class Learner:
         windows = self._windows(dataset, frames)
         face = np.broadcast_to(speaker.identity_face, (4 * BATCH, 96, 96, 3))
         silence = np.full((1, *windows.shape[1:]), -4.0, np.float32)  # the mel's floor
-        codes = in_batches(lambda w: read(frozen, w, face), np.concatenate([windows, silence]))
+        deaf = np.append(self._deaf_ears(dataset, speaker)[frames], -1)
+        sounds = np.concatenate([windows, silence])
+        voice = np.broadcast_to(speaker.voice, (4 * BATCH, *speaker.voice.shape))
+        codes = in_batches(lambda w, d: read(frozen, w, voice, face, d), sounds, deaf)
         return {
             "lip_codes": self._spread(dataset, frames, codes[:-1]),
             "silent_codes": np.broadcast_to(codes[-1], (dataset.num_frames, *codes.shape[1:])),
         }
+
+    def _deaf_ears(self, dataset: SpeakerDataset, speaker: Speaker) -> np.ndarray:
+        """[T]: which of LipNet's ears does not learn from a training frame; −1 of other frames.
+
+        The training frames are cut into as many parts as there are ears.
+        """
+        deaf = np.full(dataset.num_frames, -1, np.int32)
+        if self.config.lip.ears > 1:
+            parts = np.array_split(dataset.frames("train"), self.config.lip.ears)
+            for ear, frames in enumerate(parts):
+                deaf[frames] = ear
+        return deaf
 
     def _noisy_mel(self, dataset: SpeakerDataset, speaker: Speaker) -> Arrays:
         rng = np.random.default_rng([self.config.seed, speaker.row])
@@ -947,6 +988,12 @@ def _identity_points(dataset: SpeakerDataset, speaker: Speaker) -> np.ndarray:
     return np.broadcast_to(points[dataset.meta["identity_frame"]], points.shape)
 
 
+def _mean_expression(dataset: SpeakerDataset, speaker: Speaker) -> np.ndarray:
+    """That of the training frames, [79], for every frame."""
+    mean = dataset.track["expression"][dataset.frames("train")].mean(0)
+    return np.broadcast_to(mean, dataset.track["expression"].shape)
+
+
 def _random_views(seed: int, speaker: Speaker, pose: np.ndarray) -> np.ndarray:
     """One camera [N, 4, 4] for each pose, turned about the head at random."""
     rng = np.random.default_rng(seed)
@@ -966,6 +1013,13 @@ def _feature_scale(config: ConfigDict, dataset: SpeakerDataset) -> np.ndarray:
     features = _features_of(config, dataset)
     frames = np.arange(len(features)) * video.FPS // MEL_RATE
     return scale_of(features[np.isin(frames, dataset.frames("train"))])
+
+
+def _voice(config: ConfigDict, dataset: SpeakerDataset) -> np.ndarray:
+    """[2, D] what LipNet leaves out of the dataset's sound."""
+    if config.features.file:
+        return features.any_voice(_features_of(config, dataset).shape[1])
+    return voice_of(config, dataset.mel)
 
 
 def _speaker(config: ConfigDict, dataset: SpeakerDataset, row: int) -> Speaker:
@@ -994,5 +1048,6 @@ def _speaker(config: ConfigDict, dataset: SpeakerDataset, row: int) -> Speaker:
         head_to_world=track["head_to_world"][max(runs_of(frames), key=len)],
         scalp=float(scalp),
         row=row,
+        voice=_voice(config, dataset),
         feature_scale=_feature_scale(config, dataset),
     )

@@ -29,7 +29,7 @@ def look_ahead(config: ConfigDict) -> float:
 
 
 class Stream:
-    """A speaker's motion in the making; equal to `run.motion_of` of the whole sound.
+    """A speaker's motion in the making; equal to `run.motion_of` of the whole sound and its voice.
 
         stream = Stream(run, speaker)
         for chunk in microphone:  # any length; 40 ms are one frame
@@ -39,8 +39,12 @@ class Stream:
     What no frame to come hangs on is forgotten.
     """
 
-    def __init__(self, run: Run, speaker: Speaker):
+    def __init__(self, run: Run, speaker: Speaker, voice: np.ndarray | None = None):
         """Compiles the networks; stages up to `speech` are all it needs of the run.
+
+        Args:
+            voice: [2, 80] that will speak (`features.voice_of` a mel of some seconds of it); None:
+                the speaker's own.
 
         Raises:
             UserError: the run hears other features than the mel, which come in a file.
@@ -52,9 +56,10 @@ class Stream:
             )
         self._steps, self._deviation = run.config.mel_steps, run.config.speech.smooth
         self._reach = runs.smooth_reach(self._deviation)
-        identity, face = speaker.identity[None], speaker.identity_face[None]
+        voice = speaker.voice if voice is None else voice
+        known = voice[None], speaker.identity[None], speaker.identity_face[None]
         drive = runs.driver(run.talker)
-        self._drive = lambda window: drive(run.params, window[None], identity, face)
+        self._drive = lambda window: drive(run.params, window[None], *known)
         self._sound = _Tail(np.zeros(0, np.float32))
         self._mel = _Tail(np.zeros((0, features.BANDS), np.float32))  # what no later sound changes
         self._raw = _Tail(np.zeros((0, 3, 79), np.float32))  # motion before smoothing

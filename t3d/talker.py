@@ -20,7 +20,7 @@ from t3d.prior.encoder import PriorEncoder
 from t3d.space.action_units import AUEncoder
 from t3d.space.standardize import StandardizedSpace
 from t3d.speech.disentangle import FuseNet, StyleNet
-from t3d.speech.lipnet import LipNet
+from t3d.speech.lipnet import LipNet, without_voice
 from t3d.speech.syncnet import SyncNet
 
 Params = dict[str, Any]
@@ -106,7 +106,13 @@ def build(config: Any, frames: int, capacity: int) -> Talker:
     return Talker(
         coach=SyncNet(config.sync.width, config.sync.dim, dtype=dtype),
         judge=SyncNet(config.sync.judge_width, config.sync.dim, dtype=dtype),
-        lip=LipNet(config.lip.width, config.lip.bottleneck, config.lip.dropout, dtype=dtype),
+        lip=LipNet(
+            config.lip.width,
+            config.lip.bottleneck,
+            config.lip.dropout,
+            config.lip.ears,
+            dtype=dtype,
+        ),
         encoder=PriorEncoder(config.prior.width, dtype=dtype),
         style=StyleNet(config.speech.width, config.speech.dropout, dtype=dtype),
         fuse=FuseNet(config.speech.width, config.speech.dropout, dtype=dtype),
@@ -127,9 +133,23 @@ def build(config: Any, frames: int, capacity: int) -> Talker:
     )
 
 
-def lip_wav(talker: Talker, params: Params, mel: jax.Array, identity_face: jax.Array) -> jax.Array:
-    """Lip-wav images [B, 96, 96, 3] of sound [B, S, 80] on the identity image [B, 96, 96, 3]."""
-    return talker.lip.apply(params["lip"], mel, identity_face)[0]
+def lip_wav(
+    talker: Talker,
+    params: Params,
+    mel: jax.Array,
+    voice: jax.Array,
+    identity_face: jax.Array,
+    deaf: jax.Array | None = None,
+) -> jax.Array:
+    """Lip-wav images [B, 96, 96, 3] of sound [B, S, 80] on the identity image [B, 96, 96, 3].
+
+    Args:
+        voice: [B, 2, 80] mean and deviation of the whole sound's bands (`features.voice_of`).
+        deaf: [B] of training frames, the ear that has not learned from them (`LipNet.hear`).
+    """
+    mel = without_voice(mel, voice)
+    sound = talker.lip.apply(params["lip"], mel, True, deaf, method="hear")
+    return talker.lip.apply(params["lip"], sound, identity_face, method="draw")
 
 
 def read_expression(talker: Talker, params: Params, face: jax.Array) -> jax.Array:
@@ -138,10 +158,16 @@ def read_expression(talker: Talker, params: Params, face: jax.Array) -> jax.Arra
 
 
 def speech_codes(
-    talker: Talker, params: Params, mel: jax.Array, identity_face: jax.Array
+    talker: Talker,
+    params: Params,
+    mel: jax.Array,
+    voice: jax.Array,
+    identity_face: jax.Array,
+    deaf: jax.Array | None = None,
 ) -> jax.Array:
-    """f_exp-aud [B, 79]: the expression of the Lip-wav images of a sound (II-B)."""
-    return read_expression(talker, params, lip_wav(talker, params, mel, identity_face))
+    """f_exp-aud [B, 79]: the expression of the Lip-wav images of a sound (II-B); as `lip_wav`."""
+    images = lip_wav(talker, params, mel, voice, identity_face, deaf)
+    return read_expression(talker, params, images)
 
 
 def style_codes(talker: Talker, params: Params, mel: jax.Array, identity: jax.Array) -> jax.Array:
@@ -170,19 +196,20 @@ def drive(
     talker: Talker,
     params: Params,
     mel: jax.Array,
+    voice: jax.Array,
     identity: jax.Array,
     identity_face: jax.Array,
 ) -> Motion:
     """Sound to motion, the whole of II-B.
 
     Args:
-        mel: [B, S, 80] (or features in its place, [B, S, D]), one window a frame; identity:
-            [B, 100]; identity_face: [B, 96, 96, 3].
+        mel: [B, S, 80] (or features in its place, [B, S, D]), one window a frame; voice:
+            [B, 2, 80] of the whole sound; identity: [B, 100]; identity_face: [B, 96, 96, 3].
     """
     return fuse(
         talker,
         params,
-        speech_codes(talker, params, mel, identity_face),
+        speech_codes(talker, params, mel, voice, identity_face),
         style_codes(talker, params, mel, identity),
     )
 

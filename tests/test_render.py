@@ -30,6 +30,7 @@ def speaker():
         head_to_world=poses,
         scalp=1.0,
         row=0,
+        voice=np.ones((2, 80), np.float32),
     )
 
 

@@ -17,7 +17,8 @@ def sound():
 @pytest.fixture(scope="module")
 def offline(untrained, sound):
     frames = render.frames_of(sound)
-    return runs.motion_of(untrained, untrained.speakers[0], features.mel(sound), frames)
+    speaker = untrained.speakers[0]
+    return runs.motion_of(untrained, speaker, features.mel(sound), frames, speaker.voice)
 
 
 @pytest.mark.parametrize("chunk", [stream.CHUNK, 1777, 100_000])
@@ -48,7 +49,8 @@ def test_a_frame_waits_for_the_stated_look_ahead_and_not_for_longer(untrained, s
     changed = sound.copy()
     changed[cut:] = 0.5
     whole = (features.mel(s) for s in (sound, changed))
-    a, b = (runs.motion_of(untrained, untrained.speakers[0], mel, 20) for mel in whole)
+    speaker = untrained.speakers[0]
+    a, b = (runs.motion_of(untrained, speaker, mel, 20, speaker.voice) for mel in whole)
     np.testing.assert_array_equal(a.expression[frame], b.expression[frame])
     assert np.abs(a.expression[frame + 3] - b.expression[frame + 3]).max() > 0
 

@@ -84,18 +84,20 @@ def eye_opening(points68: np.ndarray) -> np.ndarray:
 def calm_frames(
     points68: np.ndarray, rotvec: np.ndarray, mouth: np.ndarray, frames: np.ndarray
 ) -> np.ndarray:
-    """The tenth of `frames` [N] (at least 8) that is most frontal, closed-mouthed and open-eyed.
+    """The tenth of `frames` [N] (at least 8) that is most frontal and open-eyed, among the fifth
+    (at least 8) whose mouths are most closed: silence looks like one of them.
 
     Args:
         points68: [T, 68, 2]; rotvec: [T, 3] radians; mouth: [T] opening; frames: candidates.
     """
+    closed = frames[np.argsort(mouth[frames], kind="stable")[: max(8, len(frames) // 5)]]
 
     def rank(values):
-        return np.argsort(np.argsort(values[frames]))
+        return np.argsort(np.argsort(values[closed]))
 
     angle = np.linalg.norm(rotvec, axis=-1)
-    score = rank(angle) + rank(mouth) + 0.5 * rank(-eye_opening(points68))
-    return frames[np.argsort(score, kind="stable")[: max(8, len(frames) // 10)]]
+    score = rank(angle) + 0.5 * rank(-eye_opening(points68))
+    return closed[np.argsort(score, kind="stable")[: max(8, len(frames) // 10)]]
 
 
 def sharpness(image: np.ndarray) -> float:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grain
 import numpy as np
 
 from t3d.data import video
 from t3d.data.speaker_dataset import FACE_SIZE, SpeakerDataset, runs_of
-from t3d.speech.features import MEL_RATE, mel_window
+from t3d.speech.features import MEL_RATE, mel_window, voice_of
 
+Sound = TypeVar("Sound")
 WINDOW = 5  # frames that the lip-sync networks see at once
 SYNC_STEPS = 16  # mel steps beside them
 ENDLESS = 10**9  # epochs; Grain's own endless repeat overflows at batch size 1
@@ -47,6 +49,7 @@ class _Sample:
     size: int
     mel_steps: int
     heard: np.ndarray  # [M, D] what LipNet and StyleNet hear of the clip, this time
+    voice: np.ndarray  # [2, D] mean and deviation of it that LipNet leaves out
 
 
 def _unit(picture: np.ndarray) -> np.ndarray:
@@ -58,10 +61,12 @@ def _faces5(sample: _Sample) -> np.ndarray:
     return _unit(np.stack([sample.data.picture(f, "face") for f in frames]))
 
 
-def _heard(mel: np.ndarray, noisy: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """The mel [M, 80], or half of the time one of its noisy copies [K, M, 80]."""
+def _heard(
+    clean: Sound, noisy: Sequence[Sound] | None, rng: np.random.Generator
+) -> Sound:
+    """A clip's sound, or half of the time one of its noisy copies."""
     if noisy is None or rng.random() < 0.5:
-        return mel
+        return clean
     return noisy[rng.integers(len(noisy))]
 
 
@@ -111,6 +116,7 @@ FIELDS: dict[str, Callable[[_Sample], np.ndarray]] = {
         s.data.track["expression"][s.data.meta["identity_frame"]]
     ),
     "mel": lambda s: _mel_at(s, s.frame),
+    "voice": lambda s: s.voice,
     "mel5": lambda s: np.stack([_mel_at(s, s.start + k) for k in range(WINDOW)]),
     "mel16": lambda s: _sync_mel(s, s.start),
     "mel16_shifted": lambda s: _sync_mel(s, _shifted_start(s)),
@@ -172,11 +178,15 @@ class Source:
         datasets: Sequence[SpeakerDataset],
         split: str,
         heard: Sequence[np.ndarray] | None = None,
+        voice_of: Callable[[np.ndarray], np.ndarray] = voice_of,
     ):
         """Args: datasets; split train, validation or test; heard: [M, D] of each dataset, what
-        `mel` and `mel5` are windows of (80 steps a second); None: its mel."""
+        `mel` and `mel5` are windows of (80 steps a second); None: its mel; voice_of: gives the
+        `voice` of that, and of noisy copies."""
         self.datasets = list(datasets)
-        self.heard = [d.mel for d in datasets] if heard is None else list(heard)
+        heard = [d.mel for d in datasets] if heard is None else heard
+        self._voice_of = voice_of
+        self._heard = [(mel, voice_of(mel)) for mel in heard]
         self.split = split
         per_speaker = [dataset.frames(split) for dataset in datasets]
         self.frames = [(k, int(f)) for k, frames in enumerate(per_speaker) for f in frames]
@@ -202,7 +212,8 @@ class Source:
             fields: names out of FIELDS and of `arrays`.
                 image [B, s, s, 3] head on white; mask [B, s, s, 1]; face [B, 96, 96, 3] on white;
                 faces5 [B, 5, 96, 96, 3] five frames from `window` on; identity_face [B, 96, 96, 3];
-                mel [B, mel_steps, D] what is heard about the frame's middle (the mel: D = 80); mel5
+                mel [B, mel_steps, D] what is heard about the frame's middle (the mel: D = 80);
+                voice [B, 2, D] mean and deviation of the whole of it; mel5
                 [B, 5, mel_steps, D] the same of each frame of faces5; mel16 [B, 16, 80] the mel of
                 faces5; mel16_shifted [B, 16, 80] that of another moment; points68, lips79 fractions
                 of the image;
@@ -222,6 +233,8 @@ class Source:
             noisy: of each dataset, [K, M, 80] its mel with noise: half of the time one of them is
                 what mel and mel5 are of.
         """
+        if noisy:
+            noisy = [[(mel, self._voice_of(mel)) for mel in copies] for copies in noisy]
         load = self._loader(fields, size, mel_steps, arrays, noisy)
         elements = self._elements(fields)
         dataset = (
@@ -289,9 +302,9 @@ class Source:
             data = self.datasets[speaker]
             starts, of = self._windows[speaker]
             start = of.get(frame, frame)
-            heard = _heard(self.heard[speaker], noisy[speaker] if noisy else None, rng)
+            heard = _heard(self._heard[speaker], noisy[speaker] if noisy else None, rng)
             side = size or data.size
-            sample = _Sample(data, speaker, frame, start, starts, rng, side, mel_steps, heard)
+            sample = _Sample(data, speaker, frame, start, starts, rng, side, mel_steps, *heard)
             return {
                 name: np.asarray(arrays[name][speaker][frame])
                 if name in arrays

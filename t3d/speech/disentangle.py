@@ -76,15 +76,16 @@ class FuseNet(nn.Module):
 
 
 def lip_distance(change: jax.Array, lip_basis: jax.Array) -> jax.Array:
-    """Mean distance (cm) by which a difference of expressions [B, 79] (σ) moves the lips' vertices.
+    """Mean distance [...] (cm) by which differences of expressions [..., 79] (σ) move the lips'
+    vertices.
 
     Not squared: mouths are closed more often than open, and their mean is no mouth of theirs.
 
     Args:
         lip_basis: [79, 79 · 3] what each expression vector does to them (cm).
     """
-    moved = (change @ lip_basis).reshape(len(change), -1, 3)
-    return jnp.mean(jnp.sqrt(jnp.sum(moved**2, -1) + 1e-8))
+    moved = (change @ lip_basis).reshape(*change.shape[:-1], -1, 3)
+    return jnp.mean(jnp.sqrt(jnp.sum(moved**2, -1) + 1e-8), -1)
 
 
 def expression_loss(generated: jax.Array, target: jax.Array) -> jax.Array:

@@ -12,6 +12,8 @@ MEL_RATE = 80  # mel steps a second
 MFCC_RATE = 100  # MFCC steps a second
 FFT, HOP, BANDS = 800, 200, 80  # of the mel: window and step in samples, and its bands
 MEL_MEAN, MEL_DEVIATION = -1.7, 0.96  # of the mel of speech, about
+SILENT = -3.2  # mean of a mel step's bands in which nobody speaks, at most
+USUAL_STEPS = 80  # mel steps that what is known of a voice beforehand counts for
 
 
 def mel(audio) -> np.ndarray:
@@ -113,6 +115,40 @@ def scale_of(features: np.ndarray) -> np.ndarray:
     mean, deviation = values.mean(0), values.std(0)
     constant = deviation <= 1e-6 * np.abs(mean)
     return np.stack([mean, np.where(constant, 1.0, deviation)]).astype(np.float32)
+
+
+def voice_of(mel: np.ndarray, usual: np.ndarray | None = None) -> np.ndarray:
+    """Mean and deviation of a mel's bands while somebody speaks: voice, microphone and room.
+
+    What is left without them is what is said (cepstral mean and variance normalisation: Viikki and
+    Laurila 1998).
+
+    Args:
+        mel: [M, 80] of a whole sound. Its louder half counts, and no silence.
+        usual: [2, 80] what was found of a speaker before; counts for a second more of sound, and
+            is what a silence is heard with.
+
+    Returns:
+        float32 [2, 80]; of a silence without `usual` that of speech in general.
+    """
+    level = mel.mean(1)
+    loud = mel[level > max(SILENT, np.percentile(level, (5, 95)).mean())].astype(np.float64)
+    mean, square = loud.sum(0), (loud**2).sum(0)
+    count = len(loud)
+    if usual is not None:
+        count += USUAL_STEPS
+        mean += USUAL_STEPS * usual[0]
+        square += USUAL_STEPS * (usual[0] ** 2 + usual[1] ** 2)
+    if not count:
+        return any_voice(mel.shape[1])
+    mean, square = mean / count, square / count
+    deviation = np.sqrt(np.maximum(square - mean**2, 0.01))
+    return np.stack([mean, deviation]).astype(np.float32)
+
+
+def any_voice(width: int) -> np.ndarray:
+    """[2, width] mean and deviation of the mel of speech, the same for all bands."""
+    return np.repeat(np.float32([[MEL_MEAN], [MEL_DEVIATION]]), width, 1)
 
 
 def standardise(features: np.ndarray, scale: np.ndarray) -> np.ndarray:

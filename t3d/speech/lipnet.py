@@ -95,7 +95,7 @@ class SpeechEncoder(nn.Module):
     def __call__(self, mel: jax.Array, deterministic: bool) -> jax.Array:
         x = (standardised(mel) * focus(mel.shape[1])[:, None]).astype(self.dtype)
         for strides in (1, 2):
-            x = nn.Conv(2 * self.width, (3,), (strides,), dtype=self.dtype)(x)
+            x = nn.Conv(4 * self.width, (3,), (strides,), dtype=self.dtype)(x)
             x = nn.gelu(nn.LayerNorm(use_fast_variance=False, dtype=self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         return nn.Dense(self.bottleneck, dtype=self.dtype)(x.reshape(x.shape[0], -1))
@@ -138,31 +138,55 @@ class LipNet(nn.Module):
     """Audio encoder, identity encoder and a decoder of the lower half with skip connections.
 
     The decoder starts from I_id itself and learns what the sound changes. The code of the sound
-    is narrow and dropout is strong: a minute of one voice is little.
+    is narrow and dropout is strong: a minute of one voice is little. With several ears (cross-
+    fitting: Stone 1974, Breiman 1996) each learns from all parts of the speakers' clips but one;
+    what is drawn and moved of that part in training is of the ear that has not heard it, so that it
+    is as bold as a new sound allows, and a new sound is heard by all of them.
 
     Attributes:
         width: channels of the identity encoder's first map, a multiple of 8.
         bottleneck: numbers that the sound may say about the mouth.
         dropout: share of the sound's features dropped while training.
+        ears: audio encoders E.
         expression: width of an expression code.
     """
 
     width: int = 32
     bottleneck: int = 16
     dropout: float = 0.4
+    ears: int = 1
     expression: int = 79
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        self.ear = SpeechEncoder(self.width, self.bottleneck, self.dropout, self.dtype)
+        # One by one: convolutions with several sets of weights are slow on CPUs.
+        self.ear = [
+            SpeechEncoder(self.width, self.bottleneck, self.dropout, self.dtype)
+            for _ in range(self.ears)
+        ]
         self.decoder = FaceDecoder(self.width, self.dtype)
-        self.movement = nn.Dense(
-            self.expression, kernel_init=nn.initializers.normal(1e-2), dtype=self.dtype
+        small = nn.initializers.normal(1e-2)
+        self.heard, self.movement = (
+            nn.Dense(self.expression, kernel_init=small, dtype=self.dtype) for _ in range(2)
         )
 
-    def hear(self, mel: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Mel windows [B, S, 80] around each frame's middle -> sound codes [B, bottleneck]."""
-        return self.ear(mel, deterministic)
+    def hear_each(self, mel: jax.Array, deterministic: bool = True) -> jax.Array:
+        """What each ear makes of mel windows [B, S, 80] about frames: [E, B, bottleneck]."""
+        return jnp.stack([ear(mel, deterministic) for ear in self.ear])
+
+    def hear(
+        self, mel: jax.Array, deterministic: bool = True, deaf: jax.Array | None = None
+    ) -> jax.Array:
+        """Mel windows [B, S, 80] around each frame's middle -> sound codes [B, bottleneck].
+
+        Args:
+            deaf: [B] the number of the ear that has not learned from a frame, which is the one that
+                hears it; below zero, or None: all do, and the code is their mean.
+        """
+        codes = self.hear_each(mel, deterministic)
+        if deaf is None:
+            return codes.mean(0)
+        return jnp.einsum("be,ebd->bd", listeners(deaf, self.ears), codes)
 
     def draw(self, sound: jax.Array, identity_face: jax.Array) -> jax.Array:
         """Sound codes and I_id [B, 96, 96, 3] in [0, 1] -> Lip-wav images of the same shape; their
@@ -170,23 +194,45 @@ class LipNet(nn.Module):
         return self.decoder(sound, identity_face)
 
     def move(self, sound: jax.Array) -> jax.Array:
-        """Sound codes -> [B, 79] (σ): by what the expression differs from that of I_id.
+        """Sound codes -> [B, 79] (σ): by what the expression differs from the speaker's mean.
 
         Linear: what the images are drawn from must say how the lips move.
         """
         return self.movement(sound).astype(jnp.float32)
+
+    def teach(self, sounds: jax.Array) -> jax.Array:
+        """What each ear's sound codes [E, B, bottleneck] say of the movement: [E, B, 79], as `move`
+        but learned where they have heard what was said."""
+        return self.heard(sounds).astype(jnp.float32)
 
     def __call__(
         self, mel: jax.Array, identity_face: jax.Array, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
         """The images and the movement of a sound: `draw` and `move` of what is heard."""
         sound = self.hear(mel, deterministic)
+        if self.is_initializing():
+            self.teach(sound[None])
         return self.draw(sound, identity_face), self.move(sound)
+
+
+def listeners(deaf: jax.Array, ears: int) -> jax.Array:
+    """[B, E] weights of the ears that hear frames: all of that which is `deaf` [B] to it, or equal
+    ones where that is below zero."""
+    one = jax.nn.one_hot(deaf, ears)
+    return jnp.where((deaf < 0)[:, None], 1 / ears, one)
 
 
 def standardised(mel: jax.Array) -> jax.Array:
     """Mel windows in deviations of speech from its mean, both over all bands."""
     return (mel - MEL_MEAN) / MEL_DEVIATION
+
+
+def without_voice(mel: jax.Array, voice: jax.Array) -> jax.Array:
+    """Mel windows [B, S, D] of voices [B, 2, D] (`features.voice_of`) as one in general has them.
+
+    The scale stays that of the mel.
+    """
+    return (mel - voice[:, :1]) / voice[:, 1:] * MEL_DEVIATION + MEL_MEAN
 
 
 def focus(steps: int) -> jax.Array:

@@ -131,43 +131,58 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
 
     settings = config.lip
 
-    def hear(params, mel, key):
-        return talker.lip.apply(params, mel, False, rngs={"dropout": key}, method="hear")
+    def hear(params, mel, deaf, key):
+        """The code of a sound as the decoder and `move` meet it: unless images teach the ears, one
+        that has not learned from this sound, as at test time."""
+        if not settings.deaf_to_images:
+            return talker.lip.apply(params, mel, False, rngs={"dropout": key}, method="hear")
+        heard = talker.lip.apply(params, mel, True, deaf, method="hear")
+        return jax.lax.stop_gradient(heard)
 
     def draw(params, sound, identity):
-        told = jax.lax.stop_gradient(sound) if settings.deaf_to_images else sound
-        return talker.lip.apply(params, told, identity, method="draw")
+        return talker.lip.apply(params, sound, identity, method="draw")
 
     def in_sync(params, frozen, batch, key):
         """Eq. 2 on a few windows of five images, of speakers that SyncNet can tell in sync."""
         few = max(1, len(batch["mel"]) // 8)
-        mel5 = batch["mel5"][:few]
+        voice = batch["voice"][:few]
+        mel5 = jax.vmap(lipnet.without_voice, (1, None), 1)(batch["mel5"][:few], voice)
         identity = jnp.repeat(batch["identity_face"][:few], 5, 0)
-        sound = hear(params, mel5.reshape(few * 5, *mel5.shape[2:]), key)
+        deaf = jnp.repeat(batch["deaf_ear"][:few], 5, 0)
+        sound = hear(params, mel5.reshape(few * 5, *mel5.shape[2:]), deaf, key)
         images = draw(params, sound, identity)
         face, sound = talker.coach.apply(
             frozen["sync"]["coach"], images.reshape(few, 5, *images.shape[1:]), batch["mel16"][:few]
         )
         return jnp.mean(batch["sync_proved"][:few]) * syncnet.lip_sync_loss(face, sound)
 
-    def moves(params, sound, change):
-        """How far off a sound is about the lips (cm) and, barely, the rest of the face."""
-        off = talker.lip.apply(params, sound, method="move") - change
-        return lip_distance(off, facts.lip_basis) + REST_OF_FACE * expression_loss(off, 0.0)
+    def off_by(said, change):
+        """How far off movements [..., 79] are: the lips (cm) and, barely, the rest of the face."""
+        off = said - change
+        return lip_distance(off, facts.lip_basis) + REST_OF_FACE * jnp.sum(off**2, -1)
 
-    def mixed(mel, change, key):
+    def taught(params, mel, change, listens, key):
+        """The ears' error about movements that they may hear, `listens` [E, B]."""
+        options = dict(rngs={"dropout": key}, method="hear_each")
+        sounds = talker.lip.apply(params, mel, False, **options)
+        errors = off_by(talker.lip.apply(params, sounds, method="teach"), change)
+        return jnp.sum(errors * listens) / jnp.maximum(jnp.sum(listens), 1)
+
+    def mixed(mel, change, listens, key):
         """Sounds and movements between two of the batch (mixup, Zhang et al. 2018): a sound that
         is like none that was heard moves the lips less."""
         share = jax.random.beta(key, settings.mixup, settings.mixup, (len(mel), 1))
         share = jnp.maximum(share, 1 - share)
         blend = lambda x, share: share * x + (1 - share) * jnp.roll(x, 1, 0)  # noqa: E731
-        return blend(mel, share[..., None]), blend(change, share)
+        both = listens * jnp.roll(listens, 1, 1)
+        return blend(mel, share[..., None]), blend(change, share), both
 
     def loss(params, frozen, batch, key, step):
         keys = jax.random.split(key, 6)
-        identity, mel = batch["identity_face"], batch["mel"]
+        identity, voice, deaf = batch["identity_face"], batch["voice"], batch["deaf_ear"]
+        mel = lipnet.without_voice(batch["mel"], voice)
         weight = lipnet.mouth_weight(batch["identity_points_face"][:, :68], settings.mouth_gain)
-        sound = hear(params, mel, keys[1])
+        sound = hear(params, mel, deaf, keys[1])
         drawn = _rows(batch, slice(max(1, round(settings.drawn * len(mel)))))
         few = len(drawn["mel"])
         image = draw(params, sound[:few], identity[:few])
@@ -181,28 +196,39 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
             terms["speaker"] = dependence(sound, batch["identity"])
             total += settings.independence_weight * terms["speaker"]
         if is_on(settings.code_weight):
-            change = batch["expression"] - batch["identity_expression"]
+            change = batch["expression"] - batch["mean_expression"]
+            said = talker.lip.apply(params, sound, method="move")
+            terms["codes"] = jnp.mean(off_by(said, change))
+            listens = jnp.float32(jnp.arange(settings.ears)[:, None] != deaf)
+            lesson = mel, change, listens
             if is_on(settings.mixup):
-                blend, change = mixed(mel, change, keys[5])
-                sound = hear(params, blend, keys[1])
-            terms["codes"] = moves(params, sound, change)
-            total += settings.code_weight * terms["codes"]
+                lesson = mixed(*lesson, keys[5])
+            terms["ears"] = taught(params, *lesson, keys[1])
+            total += settings.code_weight * (terms["codes"] + terms["ears"])
         if is_on(settings.silence_weight) and not config.features.file:
-            still = identity[: max(1, few // 4)]
-            sound = hear(params, lipnet.silence(keys[3], mel[: len(still)]), keys[4])
-            image = draw(params, sound, still)
-            terms["silence"] = lipnet.lip_loss(image, still, weight[: len(still)])
-            terms["silence"] += moves(params, sound, 0.0)
+            quiet = _rows(batch, slice(max(1, few // 4)))
+            still, n = quiet["identity_face"], len(quiet["mel"])
+            closed = quiet["identity_expression"] - quiet["mean_expression"]
+            silence = lipnet.without_voice(lipnet.silence(keys[3], quiet["mel"]), voice[:n])
+            sound = hear(params, silence, jnp.full(n, -1), keys[4])
+            terms["silence"] = lipnet.lip_loss(draw(params, sound, still), still, weight[:n])
+            said = talker.lip.apply(params, sound, method="move")
+            terms["silence"] += jnp.mean(off_by(said, closed))
+            everyone = jnp.ones((settings.ears, n))
+            terms["silence"] += taught(params, silence, closed, everyone, keys[4])
             total += settings.silence_weight * terms["silence"]
         return total, terms
 
     def images(params, frozen, batch):
-        drawn, _ = talker.lip.apply(params, batch["mel"], batch["identity_face"])
+        frozen = {"lip": params}
+        drawn = talkers.lip_wav(
+            talker, frozen, batch["mel"], batch["voice"], batch["identity_face"]
+        )
         return {"truth": _aligned_face(batch), "lip_wav": drawn}
 
-    fields = ("mel", "mel5", "mel16", "face", "points_face", "identity_face")
+    fields = ("mel", "voice", "mel5", "mel16", "face", "points_face", "identity_face")
     fields += ("identity_points_face", "expression", "identity_expression", "sync_proved")
-    fields += ("identity",)
+    fields += ("identity", "mean_expression", "deaf_ear")
     # Not the best: a few seconds of validation choose too early, while the lips still learn.
     return Stage("lip", fields, init, loss, config.stages.lip, images)
 
@@ -222,10 +248,8 @@ def _prior(config: Any, talker: Talker, facts: Facts) -> Stage:
         swapped = lipnet.oracle_lip_image(first["identity_face"], _aligned_face(first))
         if not settings.lip_wav:
             return swapped
-        keys = jax.random.split(key)
-        mel, identity = lipnet.augment_mel(keys[0], rest["mel"]), rest["identity_face"]
-        dropout = {"dropout": keys[1]}
-        drawn, _ = talker.lip.apply(frozen["lip"], mel, identity, False, rngs=dropout)
+        mel, others = lipnet.augment_mel(key, rest["mel"]), ("voice", "identity_face", "deaf_ear")
+        drawn = talkers.lip_wav(talker, frozen, mel, *(rest[name] for name in others))
         return jnp.concatenate([swapped, drawn])
 
     def compare(said, codes, boxes, **more):
@@ -272,6 +296,7 @@ def _prior(config: Any, talker: Talker, facts: Facts) -> Stage:
 
     fields = ("face", "face_box", "identity_face", "points_face", "identity_points_face", "mel")
     fields += ("expression", "identity", "albedo", "illumination", "head_to_world", "intrinsics")
+    fields += ("voice", "deaf_ear")
     fields += RENDERED if settings.rendered else ()
     return Stage("prior", fields, init, loss, config.stages.prior, select="best")
 
@@ -367,12 +392,13 @@ def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
             params["fuse"], speech, style, False, rngs={"dropout": keys[2]}
         )
         error = expression_loss(expression, target)
-        lips = lip_distance(expression - target, facts.lip_basis)
+        lips = jnp.mean(lip_distance(expression - target, facts.lip_basis))
         small = jnp.mean(style**2)
         total = error + settings.lip_weight * lips + settings.style_weight * small
         # What moves the lips is f_exp-aud, where there is one.
         if is_on(settings.leak_weight) and talker.inputs != "entire":
-            total += settings.leak_weight * lip_distance(expression - speech, facts.lip_basis)
+            moved = jnp.mean(lip_distance(expression - speech, facts.lip_basis))
+            total += settings.leak_weight * moved
         terms = {"expression": error, "lips": lips}
         if is_on(settings.independence_weight):
             terms["content"] = dependence(style, target @ facts.lip_basis)

@@ -109,3 +109,28 @@ def test_standardised_features_have_the_mels_mean_and_deviation_and_constants_st
     np.testing.assert_allclose(scaled.std(0), [0.96, 0.96, 0.96, 0], atol=1e-3)
     later = features.standardise(made + 0.01, features.scale_of(made))
     np.testing.assert_allclose(later[:, 3], -1.7 + 0.96 * 0.01, rtol=1e-3)
+
+
+def test_a_voice_is_what_its_bands_are_while_it_speaks():
+    rng = np.random.default_rng(0)
+    mean, deviation = np.linspace(-2, 0, 80), np.linspace(0.3, 0.9, 80)
+    spoken = mean + deviation * rng.normal(size=(4000, 80))
+    with_pauses = np.concatenate([np.full((900, 80), -3.5), spoken])
+    found = features.voice_of(with_pauses)
+    assert found.shape == (2, 80) and found.dtype == np.float32
+    np.testing.assert_allclose(found[0], mean, atol=0.1)
+    np.testing.assert_allclose(found[1], deviation, atol=0.1)
+
+
+def test_what_is_known_of_a_voice_counts_for_a_second_and_is_all_that_a_silence_has():
+    usual = np.stack([np.full(80, -1.0), np.full(80, 0.5)])
+    quiet = np.full((800, 80), -3.9)
+    np.testing.assert_allclose(features.voice_of(quiet, usual), usual, atol=1e-6)
+    np.testing.assert_allclose(features.voice_of(quiet), features.any_voice(80), atol=1e-6)
+    second = np.tile([[-3.0], [0.0]], (features.USUAL_STEPS, 80))  # half of it is loud
+    loud = second.mean(1) > -1.5
+    assert loud.sum() == features.USUAL_STEPS
+    found = features.voice_of(second, usual)
+    np.testing.assert_allclose(found[0], -0.5, atol=1e-6)
+    square = (0.0 + 1.0 + 0.25) / 2
+    np.testing.assert_allclose(found[1], np.sqrt(square - 0.25), atol=1e-5)

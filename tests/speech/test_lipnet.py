@@ -157,6 +157,19 @@ def test_the_image_and_the_movement_are_of_one_sound_code(tiny, batch):
     np.testing.assert_allclose(halfway[0], movement[:2].mean(0), atol=1e-5)  # linear
 
 
+def test_a_frame_is_heard_by_the_ear_that_is_deaf_to_it_and_a_new_sound_by_all(batch):
+    model = lipnet.LipNet(width=8, bottleneck=4, dropout=0.0, ears=3)
+    params = jax.jit(model.init)(jax.random.key(0), batch["mel"], batch["identity"])
+    each = model.apply(params, batch["mel"], method="hear_each")
+    assert each.shape == (3, 4, 4) and jnp.abs(each[0] - each[1]).max() > 0.01
+    deaf = jnp.array([2, 0, -1, 1])
+    heard = model.apply(params, batch["mel"], True, deaf, method="hear")
+    expected = [each[2, 0], each[0, 1], each[:, 2].mean(0), each[1, 3]]
+    np.testing.assert_allclose(heard, jnp.stack(expected), atol=1e-6)
+    everyone = model.apply(params, batch["mel"], method="hear")
+    np.testing.assert_allclose(everyone, each.mean(0), atol=1e-6)
+
+
 def test_the_moment_that_is_drawn_counts_most_and_its_surroundings_alike():
     weights = np.asarray(lipnet.focus(40))
     np.testing.assert_allclose(weights, weights[::-1], rtol=1e-6)

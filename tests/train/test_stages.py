@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from t3d import talker as talkers
@@ -33,6 +34,7 @@ def batch():
         "mel": rng.normal(size=(BATCH, 16, 80)),
         "mel5": rng.normal(size=(BATCH, 5, 16, 80)),
         "mel16": rng.normal(size=(BATCH, 16, 80)),
+        "voice": np.tile([[[0.1] * 80, [0.9] * 80]], (BATCH, 1, 1)),
         "sync_proved": np.ones(BATCH),
         "identity": rng.normal(size=(BATCH, 100)),
         "albedo": rng.normal(size=(BATCH, 100)),
@@ -45,7 +47,9 @@ def batch():
         "guide_active": np.ones(near.shape, bool),
         "row": np.arange(BATCH),
     }
+    values["deaf_ear"] = np.arange(BATCH)
     codes = ("expression", "lip_codes", "oracle_codes", "silent_codes", "identity_expression")
+    codes += ("mean_expression",)
     values |= {name: rng.normal(size=(BATCH, 79)) for name in codes}
     return {
         n: jnp.asarray(v, jnp.float32) if v.dtype == np.float64 else v for n, v in values.items()
@@ -148,6 +152,19 @@ def test_a_syncnet_that_proved_nothing_teaches_nothing(faces):
     assert proved > 0 and loss(params, frozen, refused, jax.random.key(0), 0)[1]["sync"] == 0
 
 
+def test_an_ear_learns_nothing_of_the_frames_that_it_is_deaf_to(faces):
+    loss, params, frozen = stage_of("lip", faces, "lip.ears=2", "lip.silence_weight=0")
+    gradient = jax.jit(jax.grad(lambda p, given: loss(p, frozen, given, jax.random.key(0), 0)[0]))
+
+    def lessons(deaf):
+        found = gradient(params, faces | {"deaf_ear": jnp.full(BATCH, deaf)})["params"]
+        return [float(optax.tree.norm(found[f"ear_{k}"])) for k in range(2)]
+
+    assert lessons(0)[0] == 0 and lessons(0)[1] > 0
+    assert lessons(1)[1] == 0 and lessons(1)[0] > 0
+    assert min(lessons(-1)) > 0
+
+
 def test_the_lips_are_left_to_the_speech_code_unless_the_paper_says_otherwise(faces):
     def leaks(*overrides):
         loss, params, frozen = stage_of("speech", faces, *overrides)
@@ -200,6 +217,7 @@ def test_mouth_map_is_one_in_the_middle_of_the_mouth_and_fades():
         ("nerf.sampling=shel", "shell"),
         ("size=40", "nerf.rays"),
         ("nerf.sampling=uniform", "geometry_weight"),
+        ("lip.deaf_to_images=False", "lip.ears=1"),
     ],
 )
 def test_a_value_that_fits_no_network_is_named_before_anything_is_written(override, word, tmp_path):
