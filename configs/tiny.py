@@ -13,7 +13,7 @@ def get_config(paper: bool = False) -> ConfigDict:
     config = talker.get_config(paper)
     config.size = 32
     config.sync.update(width=8, dim=16, judge_width=8)
-    config.lip.update(width=8, bottleneck=4, dropout=0.1)
+    config.lip.update(width=8, bottleneck=4, dropout=0.1, ears=min(2, config.lip.ears))
     config.prior.update(width=8, rendered=min(32, config.prior.rendered))
     # At full weight the lips would be left to an encoder of 60 steps.
     config.speech.update(width=16, leak_weight=min(30.0, config.speech.leak_weight))

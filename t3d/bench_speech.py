@@ -152,7 +152,8 @@ def other_figures(run: Run, dataset: SpeakerDataset, voice: np.ndarray | None) -
         found = judges.found_offsets(judge, images, boxes, sound, frames, SHIFTS)
         right = np.abs(found + np.array(SHIFTS)) <= 1
         figures[f"{name}/offsets"] = float(right.mean())
-    known = np.sort(true_opening(dataset, dataset.frames("train")))
+    codes = dataset.track["expression"][dataset.frames("train")]
+    known = np.sort(Mouth(dataset).opening(codes))
     own = opening_under(run, dataset, sound)
     silent = float(opening_under(run, dataset, np.zeros(2 * video.RATE, np.float32)).mean())
     figures["silence/opening"] = silent / float(own.mean())

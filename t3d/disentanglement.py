@@ -9,7 +9,7 @@ the head (smoothed in time), and the full audio that they are held against is sm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import permutations
 from pathlib import Path
@@ -159,12 +159,14 @@ def _hear(run: Run, sound: np.ndarray, dataset: SpeakerDataset, split: str) -> H
 
 
 def swapped(run: Run, voice: Voice, other: Voice) -> np.ndarray:
-    """Expressions [T, 79] of a voice's test frames in another speaker's style: f_exp-aud on the own
-    identity image, f_exp-style with the other's identity code."""
-    dressed = replace(voice.speaker, identity=other.speaker.identity)
-    frames = voice.heard["test"].frames
-    sound = runs.hear_clip(run, voice.speaker, voice.dataset)
-    return runs.motion_of(run, dressed, sound, frames).expression
+    """Expressions [T, 79] of a voice's test frames in another speaker's style: the own f_exp-aud
+    with the other's f_exp-style of its training frames, again from the first where they end."""
+    aud = voice.read("aud", "test")
+    style = other.read("style", "train")
+    style = style[np.arange(len(aud)) % len(style)]
+    with talkers.exact():
+        fuse = jax.jit(partial(talkers.fuse, run.talker, run.params))
+        return runs.in_batches(fuse, aud, style).expression
 
 
 # ---- figures

@@ -38,6 +38,15 @@ def test_every_stage_learns(trained):
         assert entry["loss_last"] < FALL[name] * entry["loss_first"], (name, entry)
 
 
+def test_every_training_frame_is_left_to_one_ear_and_other_frames_to_none(dataset, tmp_path):
+    learner = run.Learner(load_config("tiny"), [dataset], tmp_path / "run", tmp_path / "cache")
+    deaf, train = learner._deaf_ears(dataset, learner.speakers[0]), dataset.frames("train")
+    assert (np.diff(deaf[train]) >= 0).all()  # parts of the clip, not frames here and there
+    counts = np.bincount(deaf[train])
+    assert len(counts) == 2 and np.ptp(counts) <= 1
+    assert (np.delete(deaf, train) == -1).all()
+
+
 def test_a_finished_run_is_left_as_it_is(trained, dataset):
     before = (trained / "run.json").read_text()
     lines = []
