@@ -351,7 +351,10 @@ def _bench_speech(args) -> Figures:
     config = configs.load_config(args.config, args.overrides)
     if config.features.file:
         raise UserError("bench speech: adds noise to sound; take it without --config.features.file")
-    return bench_speech(config, dataset, Path(args.out), voice)
+    last = args.stage or "speech"
+    if last not in ("lip", "speech"):
+        raise UserError(f"bench speech: --stage {last}: must be lip or speech, the last one trained")
+    return bench_speech(config, dataset, Path(args.out), voice, last_stage=last)
 
 
 def _encoders(paths: str | None, datasets: list[SpeakerDataset]) -> list[run.Run]:

@@ -2,6 +2,7 @@
 
 The clip is cut into six blocks; for each of them the stages sync, lip, prior and speech are trained
 on the others, and a ridge regression beside them. What a fold measured is kept in its folder.
+Trained up to lip only, it tells what LipNet's code of the sound says itself.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SHIFTS = range(-10, 11)  # frames by which sound is moved to see whether that is
 RIDGE_STEPS = 25  # mel steps: 12 on either side
 PENALTIES = (300.0, 1e3, 3e3, 1e4, 3e4)
 SNR = 10.0  # dB
+CLOSED = 10.0  # % of the training frames, by the detector: a closed mouth
 NOISES = {"white": 0.0, "pink": 0.5}
 SYSTEMS = ("fused", "lip_wav", "sound", "ridge")
 SECONDS = 10.0  # of sound that speed is measured on
@@ -72,15 +74,14 @@ def expressions(run: Run, dataset: SpeakerDataset, frames: np.ndarray) -> dict[s
 
     Returns:
         {fused: f_gen-exp, lip_wav: f_exp-aud, read in Lip-wav images, sound: what LipNet's code of
-        the sound says itself, ridge: the control}, each [T, 79].
+        the sound says itself, ridge: the control}, each [T, 79]; the first two of a run whose
+        speech stage is read.
     """
-    motion = runs.motion_of(run, run.speakers[0], dataset.mel, frames)
-    return {
-        "fused": motion.expression,
-        "lip_wav": motion.speech,
-        "sound": _sound_codes(run, dataset, frames),
-        "ridge": ridge_codes(dataset, frames),
-    }
+    said = {"sound": _sound_codes(run, dataset, frames), "ridge": ridge_codes(dataset, frames)}
+    if "speech" in run.params:
+        motion = runs.motion_of(run, run.speakers[0], dataset.mel, frames)
+        said |= {"fused": motion.expression, "lip_wav": motion.speech}
+    return said
 
 
 def _sound_codes(run: Run, dataset: SpeakerDataset, frames: np.ndarray) -> np.ndarray:
@@ -115,8 +116,8 @@ def true_opening(dataset: SpeakerDataset, frames: np.ndarray) -> np.ndarray:
 
 
 def series_of(run: Run, dataset: SpeakerDataset) -> Series:
-    """By test frame: {opening, opening_SYSTEM, error_SYSTEM, error_mean, and the opening under
-    noise}, each [T]."""
+    """By test frame: {opening, opening_SYSTEM, error_SYSTEM, error_mean, and, of a run with speech,
+    the opening under noise}, each [T]."""
     frames, codes = dataset.frames("test"), dataset.track["expression"]
     mouth, truth = Mouth(dataset), codes[dataset.frames("test")]
     mean = np.broadcast_to(codes[dataset.frames("train")].mean(0), truth.shape)
@@ -124,6 +125,8 @@ def series_of(run: Run, dataset: SpeakerDataset) -> Series:
     for name, said in expressions(run, dataset, frames).items():
         series[f"opening_{name}"] = mouth.opening(said)
         series[f"error_{name}"] = mouth.error(said, truth)
+    if "speech" not in run.params:
+        return series
     sound, rng = dataset.audio(), np.random.default_rng(0)
     for name, fall in NOISES.items():
         noise = features.coloured_noise(len(sound), fall, rng)
@@ -141,7 +144,11 @@ def opening_under(run: Run, dataset: SpeakerDataset, sound: np.ndarray) -> np.nd
 
 
 def other_figures(run: Run, dataset: SpeakerDataset, voice: np.ndarray | None) -> Figures:
-    """SyncNets on unseen footage, silence, and another voice."""
+    """SyncNets on unseen footage, silence, and another voice.
+
+    The openings in silence and, as the tracker reads it, of a closed mouth are shares of the mean
+    opening under the own sound.
+    """
     frames = dataset.frames("test")
     images = np.stack([dataset.picture(f, "head", min(PICTURES, dataset.size)) for f in frames])
     boxes, sound, figures = dataset.track["face_box"][frames], dataset.audio(), {}
@@ -152,12 +159,14 @@ def other_figures(run: Run, dataset: SpeakerDataset, voice: np.ndarray | None) -
         found = judges.found_offsets(judge, images, boxes, sound, frames, SHIFTS)
         right = np.abs(found + np.array(SHIFTS)) <= 1
         figures[f"{name}/offsets"] = float(right.mean())
-    codes = dataset.track["expression"][dataset.frames("train")]
-    known = np.sort(Mouth(dataset).opening(codes))
+    train, mouth = dataset.frames("train"), Mouth(dataset)
+    seen = true_opening(dataset, train)
+    closed = train[seen <= np.percentile(seen, CLOSED)]
     own = opening_under(run, dataset, sound)
     silent = float(opening_under(run, dataset, np.zeros(2 * video.RATE, np.float32)).mean())
     figures["silence/opening"] = silent / float(own.mean())
-    figures["silence/percentile"] = 100 * float(np.searchsorted(known, silent) / len(known))
+    shut = float(mouth.opening(dataset.track["expression"][closed]).mean())
+    figures["silence/closed"] = shut / float(own.mean())
     if voice is not None:
         moved = opening_under(run, dataset, voice)
         figures["voice/deviation"] = float(moved.std() / own[frames].std())
@@ -174,6 +183,7 @@ def bench_speech(
     voice: np.ndarray | None,
     folds: Sequence[int] = range(FOLDS),
     log: Callable[[str], None] = print,
+    last_stage: str = STAGES[-1],
 ) -> Figures:
     """Every figure, 'system/figure'; means over the folds, and paired intervals.
 
@@ -182,30 +192,34 @@ def bench_speech(
         out: folder of the folds' runs; what is finished there is not trained again.
         voice: another sound, float [N] at 16 kHz, or None.
         folds: that are measured.
+        last_stage: to train: speech; or lip, which tells what the sound's codes say, and no more.
     """
+    stages = STAGES[: STAGES.index(last_stage) + 1]
     series, others, last = [], [], None
     for number in folds:
         last = dataset.block(number, FOLDS), out / f"fold_{number}"
         log(f"fold {number + 1} of {FOLDS}: {last[1]}")
-        found, figures = _fold(config, *last, voice, log)
+        found, figures = _fold(config, *last, voice, stages, log)
         series.append(found)
         others.append(figures)
-    run = runs.open_run(last[1], STAGES)
     figures = fold_figures(series)
     for name in others[0]:
         figures[name] = float(np.mean([other[name] for other in others]))
-    return figures | speed_figures(run, last[0])
+    if "speech" not in stages:
+        return figures
+    return figures | speed_figures(runs.open_run(last[1], stages), last[0])
 
 
-def _fold(config, dataset, workdir: Path, voice, log) -> tuple[Series, Figures]:
+def _fold(config, dataset, workdir: Path, voice, stages, log) -> tuple[Series, Figures]:
     """Trains and measures one fold, or reads what it measured."""
-    stored, told = workdir / "speech_series.npz", workdir / "speech.json"
+    stored, told = workdir / f"{stages[-1]}_series.npz", workdir / f"{stages[-1]}.json"
     learner = runs.Learner(config, [dataset], workdir, workdir / runs.CACHE, log)
-    if not told.exists() or not all(map(learner.is_finished, STAGES)):
-        for name in STAGES:
+    if not told.exists() or not all(map(learner.is_finished, stages)):
+        for name in stages:
             runs.train(config, [dataset], workdir, name, log)
-        run = runs.open_run(workdir, STAGES)
-        series, figures = series_of(run, dataset), other_figures(run, dataset, voice)
+        run = runs.open_run(workdir, stages)
+        series = series_of(run, dataset)
+        figures = other_figures(run, dataset, voice) if "speech" in stages else {}
         write_atomically(stored, lambda path: np.savez(path, **series))
         write_atomically(told, lambda path: path.write_text(json.dumps(figures)))
     with np.load(stored, allow_pickle=False) as kept:
@@ -214,24 +228,23 @@ def _fold(config, dataset, workdir: Path, voice, log) -> tuple[Series, Figures]:
 
 def fold_figures(folds: Sequence[Series]) -> Figures:
     """Figures of systems over folds: mouth r, gain of the lips' error over the mean expression (%),
-    and what ours is above the ridge regression, with a 95 % interval."""
+    and what ours are above the ridge regression, with 95 % intervals."""
     figures: Figures = {}
-    for name in SYSTEMS:
+    systems = [name for name in SYSTEMS if f"opening_{name}" in folds[0]]
+    for name in systems:
         figures[f"{name}/mouth_r"] = _over(folds, partial(_follows, name))
         figures[f"{name}/gain"] = _over(folds, partial(_gain, name))
     for k, fold in enumerate(folds):
-        figures |= {f"{name}/mouth_r/{k}": _follows(name, fold) for name in ("fused", "ridge")}
-    for name in NOISES:
+        figures |= {f"{name}/mouth_r/{k}": _follows(name, fold) for name in systems}
+    for name in (name for name in NOISES if f"opening_{name}" in folds[0]):
         lost = _over(folds, partial(_follows, "fused")) - _over(folds, partial(_follows, name))
         figures[f"noise/{name}_costs"] = lost
-    above = {
-        "mouth_r": lambda fold: _follows("fused", fold) - _follows("ridge", fold),
-        "gain": lambda fold: _gain("fused", fold) - _gain("ridge", fold),
-    }
-    for name, figure in above.items():
-        low, high = _interval(folds, figure)
-        figures[f"above_ridge/{name}"] = _over(folds, figure)
-        figures |= {f"above_ridge/{name}_low": low, f"above_ridge/{name}_high": high}
+    for name in (name for name in systems if name != "ridge"):
+        for key, of in (("mouth_r", _follows), ("gain", _gain)):
+            above = partial(_above_ridge, of, name)
+            low, high = _interval(folds, above)
+            place = f"{name}_above_ridge/{key}"
+            figures |= {place: _over(folds, above), f"{place}_low": low, f"{place}_high": high}
     return figures
 
 
@@ -241,6 +254,10 @@ def _follows(name: str, fold: Series) -> float:
 
 def _gain(name: str, fold: Series) -> float:
     return 100 * float(1 - fold[f"error_{name}"].mean() / fold["error_mean"].mean())
+
+
+def _above_ridge(figure: Callable[[str, Series], float], name: str, fold: Series) -> float:
+    return figure(name, fold) - figure("ridge", fold)
 
 
 def _over(folds: Sequence[Series], figure: Callable[[Series], float]) -> float:

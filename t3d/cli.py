@@ -349,7 +349,10 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument(
         "--data", metavar="DIR[,DIR…]", help="prepared datasets (prior: also without any)"
     )
-    sub.add_argument("--stage", help="of the training (data: all, else: nerf)")
+    sub.add_argument(
+        "--stage",
+        help="of the training (data: all, else: nerf); speech: the last one, speech or lip",
+    )
     sub.add_argument("--members", type=int, default=8, help="of the population (8)")
     sub.add_argument("--plan", metavar="FILE", help="of t3d plan --json: the workers that it needs")
     sub.add_argument(

@@ -1,5 +1,6 @@
 """The ruler of `t3d bench speech`."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -41,10 +42,19 @@ def test_figures_of_known_series_are_what_they_must_be():
     assert found["ridge/gain"] == pytest.approx(25)
     assert found["noise/white_costs"] == pytest.approx(2)
     assert found["noise/pink_costs"] == pytest.approx(0)
-    above = found["above_ridge/mouth_r"]
+    above = found["fused_above_ridge/mouth_r"]
     assert above == pytest.approx(1 - found["ridge/mouth_r"])
-    assert 0 < found["above_ridge/mouth_r_low"] < above < found["above_ridge/mouth_r_high"]
-    assert found["above_ridge/gain_low"] == pytest.approx(25)
+    low, high = (found[f"fused_above_ridge/mouth_r_{end}"] for end in ("low", "high"))
+    assert 0 < low < above < high
+    assert found["fused_above_ridge/gain_low"] == pytest.approx(25)
+
+
+def test_of_runs_up_to_lip_there_are_figures_of_the_sounds_codes_alone(untrained, dataset):
+    deaf = dataclasses.replace(untrained, params={"lip": untrained.params["lip"]})
+    series = bench_speech.series_of(deaf, dataset)
+    found = bench_speech.fold_figures([series])
+    assert {name.split("/")[0] for name in found} == {"sound", "ridge", "sound_above_ridge"}
+    assert found["sound/mouth_r"] == found["sound/mouth_r/0"]
 
 
 def test_a_ridge_without_penalty_is_least_squares_and_with_much_the_mean():

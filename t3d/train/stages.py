@@ -23,7 +23,6 @@ from t3d.prior.heads import CODES
 from t3d.space import action_units, standardize
 from t3d.speech import lipnet, syncnet
 from t3d.speech.disentangle import expression_loss, lip_distance
-from t3d.speech.independence import dependence
 from t3d.talker import Motion, Talker
 from t3d.train.trainer import Batch, Frozen, Params, Stage
 
@@ -192,9 +191,6 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
         }
         share = settings.sync_weight
         total = (1 - share) * terms["reconstruction"] + share * terms["sync"]
-        if is_on(settings.independence_weight):
-            terms["speaker"] = dependence(sound, batch["identity"])
-            total += settings.independence_weight * terms["speaker"]
         if is_on(settings.code_weight):
             change = batch["expression"] - batch["mean_expression"]
             said = talker.lip.apply(params, sound, method="move")
@@ -228,7 +224,7 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
 
     fields = ("mel", "voice", "mel5", "mel16", "face", "points_face", "identity_face")
     fields += ("identity_points_face", "expression", "identity_expression", "sync_proved")
-    fields += ("identity", "mean_expression", "deaf_ear")
+    fields += ("mean_expression", "deaf_ear")
     # Not the best: a few seconds of validation choose too early, while the lips still learn.
     return Stage("lip", fields, init, loss, config.stages.lip, images)
 
@@ -399,11 +395,7 @@ def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
         if is_on(settings.leak_weight) and talker.inputs != "entire":
             moved = jnp.mean(lip_distance(expression - speech, facts.lip_basis))
             total += settings.leak_weight * moved
-        terms = {"expression": error, "lips": lips}
-        if is_on(settings.independence_weight):
-            terms["content"] = dependence(style, target @ facts.lip_basis)
-            total += settings.independence_weight * terms["content"]
-        return total, terms
+        return total, {"expression": error, "lips": lips}
 
     fields = ("mel", "identity", "lip_codes", "expression")
     fields += ("silent_codes", "identity_expression") if with_quiet else ()
