@@ -353,7 +353,7 @@ def _bench_speech(args) -> Figures:
         raise UserError("bench speech: adds noise to sound; take it without --config.features.file")
     last = args.stage or "speech"
     if last not in ("lip", "speech"):
-        raise UserError(f"bench speech: --stage {last}: must be lip or speech, the last one trained")
+        raise UserError(f"bench speech: --stage {last}: must be lip or speech, the last to train")
     return bench_speech(config, dataset, Path(args.out), voice, last_stage=last)
 
 

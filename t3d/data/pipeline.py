@@ -61,9 +61,7 @@ def _faces5(sample: _Sample) -> np.ndarray:
     return _unit(np.stack([sample.data.picture(f, "face") for f in frames]))
 
 
-def _heard(
-    clean: Sound, noisy: Sequence[Sound] | None, rng: np.random.Generator
-) -> Sound:
+def _heard(clean: Sound, noisy: Sequence[Sound] | None, rng: np.random.Generator) -> Sound:
     """A clip's sound, or half of the time one of its noisy copies."""
     if noisy is None or rng.random() < 0.5:
         return clean
