@@ -35,6 +35,7 @@ def test_the_input_keeps_up_and_the_workers_of_a_plan_are_told(dataset):
     )
 
 
+@pytest.mark.full
 def test_a_population_is_timed_beside_a_run_of_its_own(dataset):
     found = bench.bench_population(load_config("tiny"), [dataset], "speech", 2)
     for kind in ("rates", "seeds"):

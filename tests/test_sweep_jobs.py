@@ -122,6 +122,7 @@ def array(place, tmp_path_factory):
     return SimpleNamespace(out=out, slurm=slurm)
 
 
+@pytest.mark.full
 def test_a_preempted_task_is_queued_again_and_goes_on(array):
     logs = {name: (array.slurm / name).read_text() for name in ("log0", "log1", "again")}
     assert "stopped by SIGTERM" in logs["log1"] and "goes on from step" in logs["again"], logs
@@ -130,6 +131,7 @@ def test_a_preempted_task_is_queued_again_and_goes_on(array):
     assert collect == f"--parsable --dependency=afterany:42 {array.out / 'collect.sbatch'}"
 
 
+@pytest.mark.full
 def test_an_array_with_a_preempted_task_ends_with_the_table_of_a_sweep_that_ran_here(place, array):
     here = place.folder / "here"
     t3d = [sys.executable, "-m", "t3d.cli"]  # a process of its own: it has the jobs' programs
@@ -141,12 +143,14 @@ def test_an_array_with_a_preempted_task_ends_with_the_table_of_a_sweep_that_ran_
     assert Image.open(io.BytesIO(png)).format == "PNG"
 
 
+@pytest.mark.full
 def test_jobs_write_only_in_the_folders_of_their_members(array):
     results = {f"results.{end}" for end in ("md", "csv", "json", "png")}
     job_files = {"logs", "sweep.sbatch", "collect.sbatch"}
     assert {path.name for path in array.out.iterdir()} == {*NAMES, *results, *job_files}
 
 
+@pytest.mark.full
 def test_what_is_finished_is_collected_and_what_is_missing_named(place, array, capsys):
     params = array.out / NAMES[1] / place.speaker / "params"
     (params / "space").rename(params / "elsewhere")

@@ -120,6 +120,7 @@ def _training(dataset: Path, workdir: Path, steps: int) -> list[str]:
     return [*where, "--stage", "au", f"--config.stages.au.steps={steps}"]
 
 
+@pytest.mark.full
 def test_two_hosts_find_each_other_and_train_as_one(job, prepared_speaker, tmp_path):
     both = job(*_training(prepared_speaker, tmp_path / "both", 4), JAX_PLATFORMS="cpu")
     said = both.communicate(timeout=300)[0]

@@ -175,7 +175,8 @@ def test_landmarks_are_found_on_pictures_of_the_mean_and_kept(places, ict, monke
     np.testing.assert_array_equal(basis.load("bfm17").landmarks68, found.landmarks68)
 
 
-@pytest.mark.parametrize("name", [pytest.param("bfm09", marks=pytest.mark.full), "bfm17"])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["bfm09", "bfm17"])
 def test_a_video_is_prepared_with_an_imported_model(name, places, ict, assets, clips, tmp_path):
     """From the model's files and two seconds of a real clip to a dataset, as a user would; the
     files have 4 identities and 6 expressions only, so the fit is coarse."""
