@@ -468,6 +468,8 @@ def check_config(config: ConfigDict) -> None:
             "config.nerf.geometry_weight: the 3DMM's geometry comes with nerf.sampling=shell; set "
             "--config.nerf.geometry_weight=0 with uniform sampling"
         )
+    if config.lip.ears < 1:
+        raise UserError(f"config.lip.ears={config.lip.ears}: must be 1 or more")
     if config.lip.ears > 1 and not (config.lip.deaf_to_images and config.lip.code_weight):
         raise UserError(
             f"config.lip.ears={config.lip.ears}: images would teach every ear all sounds; set "
@@ -1017,9 +1019,8 @@ def _feature_scale(config: ConfigDict, dataset: SpeakerDataset) -> np.ndarray:
 
 def _voice(config: ConfigDict, dataset: SpeakerDataset) -> np.ndarray:
     """[2, D] what LipNet leaves out of the dataset's sound."""
-    if config.features.file:
-        return features.any_voice(_features_of(config, dataset).shape[1])
-    return voice_of(config, dataset.mel)
+    heard = _features_of(config, dataset) if config.features.file else dataset.mel
+    return voice_of(config, heard)
 
 
 def _speaker(config: ConfigDict, dataset: SpeakerDataset, row: int) -> Speaker:

@@ -216,10 +216,8 @@ def _lip(config: Any, talker: Talker, facts: Facts) -> Stage:
         return total, terms
 
     def images(params, frozen, batch):
-        frozen = {"lip": params}
-        drawn = talkers.lip_wav(
-            talker, frozen, batch["mel"], batch["voice"], batch["identity_face"]
-        )
+        heard = batch["mel"], batch["voice"], batch["identity_face"]
+        drawn = talkers.lip_wav(talker, {"lip": params}, *heard)
         return {"truth": _aligned_face(batch), "lip_wav": drawn}
 
     fields = ("mel", "voice", "mel5", "mel16", "face", "points_face", "identity_face")

@@ -218,6 +218,7 @@ def test_mouth_map_is_one_in_the_middle_of_the_mouth_and_fades():
         ("size=40", "nerf.rays"),
         ("nerf.sampling=uniform", "geometry_weight"),
         ("lip.deaf_to_images=False", "lip.ears=1"),
+        ("lip.ears=0", "1 or more"),
     ],
 )
 def test_a_value_that_fits_no_network_is_named_before_anything_is_written(override, word, tmp_path):
