@@ -2,7 +2,8 @@
 
 data: does the input pipeline keep up with the trainer; population: what one program for several
 members saves; startup: what the cache of compiled programs saves; prior: how good and how fast the
-tracker, the encoders and the rasteriser are; speech: what unseen sound does to a face.
+tracker, the encoders and the rasteriser are; speech: what unseen sound does to a face; nerf: how
+fast the radiance field is.
 Figures of this machine stand in docs/benchmarks.md.
 """
 
@@ -29,6 +30,7 @@ from rich.table import Table
 
 from t3d import checkpoint, planning, population, run
 from t3d import config as configs
+from t3d.bench_nerf import bench_nerf
 from t3d.bench_prior import bench_prior
 from t3d.bench_speech import bench_speech
 from t3d.data import feature_files, video
@@ -307,8 +309,8 @@ def _seconds_to_first_step(command: list[str], environment: dict, line: str) -> 
 
 
 def bench_command(args) -> None:
-    """`t3d bench data|population|startup|prior|speech`."""
-    if args.what != "prior" and not args.data:
+    """`t3d bench data|population|startup|prior|speech|nerf`."""
+    if args.what not in ("prior", "nerf") and not args.data:
         raise UserError(f"bench {args.what}: give --data DIR, a dataset made by t3d prepare")
     chosen = [args.stage] if args.stage else list(STAGES) if args.what == "data" else ["nerf"]
     unknown = [name for name in chosen if name not in STAGES]
@@ -317,6 +319,8 @@ def bench_command(args) -> None:
     if args.what == "prior":
         datasets = [SpeakerDataset(path) for path in (args.data or "").split(",") if path]
         figures = bench_prior(datasets, _encoders(args.runs, datasets), args.prepare)
+    elif args.what == "nerf":
+        figures = bench_nerf(args.overrides)
     elif args.what == "speech":
         figures = _bench_speech(args)
     elif args.what == "startup":
@@ -330,7 +334,7 @@ def bench_command(args) -> None:
             figures = bench_data(config, datasets, chosen, _read_plan(args.plan))
         else:
             figures = bench_population(config, datasets, chosen[0], args.members)
-    title = args.what if args.what == "prior" else f"{args.what}: {args.config}"
+    title = args.what if args.what in ("prior", "nerf") else f"{args.what}: {args.config}"
     _show(f"t3d bench {title}", figures)
     if args.json:
         text = json.dumps(figures, indent=1) + "\n"

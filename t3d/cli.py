@@ -183,6 +183,11 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument("--data", required=True, metavar="DIR[,DIR…]", help="prepared datasets")
     sub.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
     sub.add_argument("--stage", help="train this stage only")
+    sub.add_argument(
+        "--init",
+        metavar="DIR",
+        help="start the field from converted weights (t3d convert headnerf): config.nerf.init",
+    )
     _add_hosts(sub)
     sub.epilog = "--config.KEY=VALUE overrides a value, for instance --config.nerf.samples=32"
 
@@ -202,9 +207,14 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument(
         "--camera",
         type=_camera,
-        default="front",
         help="front (default), orbit, recorded, or degrees: yaw=30,pitch=-10",
     )
+    sub.add_argument(
+        "--composite",
+        action="store_true",
+        help="put the head back into its recording, torso and background as filmed",
+    )
+    sub.add_argument("--data", metavar="DIR", help="with --composite: its dataset, if it has moved")
     sub.add_argument("--out", required=True, metavar="FILE", help="the mp4 to write")
     sub.add_argument(
         "--output",
@@ -340,11 +350,12 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
 
     sub = command(
         "bench",
-        "measure: the input, what a population and the caches save, the tracker, what is heard",
+        "measure: the input, what a population and the caches save, the tracker, what is heard, "
+        "the radiance field",
         _later("t3d.bench", "bench_command"),
         ["json", "out"],
     )
-    sub.add_argument("what", choices=("data", "population", "startup", "prior", "speech"))
+    sub.add_argument("what", choices=("data", "population", "startup", "prior", "speech", "nerf"))
     sub.add_argument("--config", default="preview", help="name of a config, or its file (preview)")
     sub.add_argument(
         "--data", metavar="DIR[,DIR…]", help="prepared datasets (prior: also without any)"
@@ -420,8 +431,8 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     )
     sub.add_argument(
         "kind",
-        choices=("wav2lip", "sync-expert", "syncnet-v2"),
-        help="Wav2Lip's generator, its sync expert, or syncnet_python's network",
+        choices=("wav2lip", "sync-expert", "syncnet-v2", "headnerf"),
+        help="Wav2Lip's generator, its sync expert, syncnet_python's network, or HeadNeRF",
     )
     sub.add_argument("file", metavar="FILE", help="what torch.save wrote (.pth, .model)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
@@ -469,8 +480,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         given = (options or unknown)[0]
         sub.error(f"unknown option {given}{_nearest(given.split('=')[0], sub.options())}")
     args.overrides = overrides
+    if getattr(args, "init", None):
+        args.overrides.append(f"nerf.init={args.init}")
     if args.command == "evaluate":
         _check_evaluate(sub, args)
+    if args.command == "render":
+        _check_render(sub, args)
     if args.command in IN_JOBS:
         _check_hosts(sub, args)
     return args
@@ -484,6 +499,14 @@ def _check_hosts(sub: Parser, args: argparse.Namespace) -> None:
     if all(given) and not 0 <= args.process < args.processes:
         sub.error(f"--process {args.process}: give 0 to {args.processes - 1}")
     args.in_job = args.distributed or all(given)
+
+
+def _check_render(sub: Parser, args: argparse.Namespace) -> None:
+    """The recording has one camera, and only --composite reads it."""
+    if args.composite and args.camera not in (None, "recorded"):
+        sub.error(f"--camera {args.camera}: --composite shows the recorded camera; leave one away")
+    if args.data and not args.composite:
+        sub.error("--data belongs to --composite; leave it away")
 
 
 def _check_evaluate(sub: Parser, args: argparse.Namespace) -> None:

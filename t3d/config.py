@@ -63,7 +63,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     Raises:
         UserError: as `load_config`.
     """
-    keys = dict(_flatten(config))
+    keys = dict(flatten(config))
     if key not in keys:
         raise UserError(_unknown_key(key, list(keys)))
     *groups, last = key.split(".")
@@ -177,12 +177,12 @@ def _split(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and their values, the groups themselves included."""
     for name, value in config.items():
         yield prefix + name, value
         if isinstance(value, ConfigDict):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
 
 
 def _unknown_key(key: str, keys: list[str]) -> str:

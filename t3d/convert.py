@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from t3d import __version__, assets, checkpoint
+from t3d import config as configs
 from t3d.errors import UserError
-from t3d.peers import syncnet, torch_file, wav2lip
+from t3d.peers import headnerf, syncnet, torch_file, wav2lip
 
 WEIGHTS, ABOUT = "weights.npz", "weights.json"
 _WAV2LIP = "personal, research and non-commercial use only (Wav2Lip's README: trained on LRS2)"
@@ -51,6 +52,11 @@ KINDS = {
         assets.ASSETS["syncnet_v2"].licence,
         syncnet.from_state,
     ),
+    "headnerf": Kind(
+        "HeadNeRF's model_Reso32.pth, model_Reso32HR.pth or model_Reso64.pth",
+        "non-commercial research use only (HeadNeRF's README)",
+        headnerf.from_state,
+    ),
 }
 
 
@@ -58,6 +64,15 @@ def convert_command(args) -> None:
     """`t3d convert`."""
     about = convert(args.kind, Path(args.file), Path(args.out), args.force)
     print(f"{args.out}: {about['kind']} of {args.file}; licence: {about['licence']}")
+    if args.kind == "headnerf":
+        print(f"train with: --config headnerf --init {args.out} {_settings(args.out)}")
+
+
+def _settings(folder: str) -> str:
+    """The overrides that make the config headnerf fit converted weights."""
+    usual = dict(configs.flatten(configs.load_config("headnerf")))
+    wanted = headnerf.settings_of(load(folder, "headnerf"))
+    return " ".join(f"--config.{n}={v}" for n, v in wanted.items() if usual[n] != v)
 
 
 def convert(kind: str, path: Path, out: Path, force: bool = False) -> dict:

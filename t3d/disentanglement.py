@@ -128,7 +128,7 @@ def open_voices(workdir: str | Path, places: Sequence[str] = ()) -> tuple[Run, l
         names = ", ".join(speaker.name for speaker in run.speakers)
         raise UserError(f"--data: give the datasets of {names}, in this order")
     moved = places or [None] * len(run.speakers)
-    datasets = [evaluate.dataset_of(run, *pair) for pair in zip(run.speakers, moved)]
+    datasets = [runs.dataset_of(run, *pair) for pair in zip(run.speakers, moved)]
     return run, [_listen(run, k, dataset) for k, dataset in enumerate(datasets)]
 
 

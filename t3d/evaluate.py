@@ -68,28 +68,6 @@ class Evaluation:
     about: dict[str, str | int]
 
 
-# ---- the dataset of a run
-
-
-def dataset_of(run: Run, speaker: Speaker, moved_to: str | None = None) -> SpeakerDataset:
-    """The dataset that a run learned the speaker from; UserError when it is not there any more."""
-    entries = {entry["name"]: entry for entry in checkpoint.read_run(run.workdir)["data"]}
-    entry = entries[speaker.name]
-    path = Path(moved_to or entry["path"])
-    if not path.exists():
-        raise UserError(
-            f"{path}: the dataset that {run.workdir} was trained on is not there; put it back, or "
-            "give its place with --data DIR"
-        )
-    dataset = SpeakerDataset(path)
-    if dataset.meta["fingerprint"] != entry.get("fingerprint"):
-        raise UserError(
-            f"{path}: is not the dataset that {run.workdir} was trained on (made of another video, "
-            "or with other settings); give that one with --data DIR"
-        )
-    return dataset
-
-
 # ---- pictures: ours and the controls
 
 
@@ -503,7 +481,7 @@ def evaluate_command(args) -> None:
         return speech_command(args)
     run = runs.open_run(args.workdir)
     speaker = render.speaker_of(run, args.speaker)
-    dataset = dataset_of(run, speaker, args.data)
+    dataset = runs.dataset_of(run, speaker, args.data)
     if args.against:  # an error now, not after the rendering
         about = about_of(run, dataset, args.split)
         check_alike(about, dataset.frames(args.split), Path(args.against))

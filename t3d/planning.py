@@ -561,7 +561,7 @@ def check_prediction(steps: Sequence[Compiled], target: Cluster) -> list[Check]:
 def _runner(program: jax.stages.Compiled) -> Callable[[], float]:
     """A function that takes one training step on random numbers and tells its seconds."""
     rng, (given, _) = np.random.default_rng(0), program.in_avals
-    numbers = jax.tree.map(partial(_random, rng), given[:3])
+    numbers = jax.tree.map(partial(random_like, rng), given[:3])
     state, frozen, batch = jax.device_put(numbers, program.input_shardings[0][:3])
     key = jax.device_put(jax.random.key(0), program.input_shardings[0][3])
 
@@ -574,7 +574,7 @@ def _runner(program: jax.stages.Compiled) -> Callable[[], float]:
     return run
 
 
-def _random(rng: np.random.Generator, leaf: jax.core.ShapedArray) -> jax.Array:
+def random_like(rng: np.random.Generator, leaf: jax.core.ShapedArray) -> jax.Array:
     """Numbers for a clock: what they are does not change how many are computed."""
     if leaf.dtype == jnp.float32:
         return jnp.asarray(rng.uniform(0.01, 0.1, leaf.shape), jnp.float32)

@@ -13,8 +13,10 @@ from PIL import Image
 import t3d
 from t3d import camera as cameras
 from t3d import run as runs
+from t3d.composite import composite
 from t3d.data import video
 from t3d.data.prepare import Bars
+from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.errors import UserError
 from t3d.prior import basis, morphable
 from t3d.run import Run, Speaker
@@ -169,14 +171,57 @@ def render_video(
         output: 'standardised' (the decoder's images) or 'nerf' (the radiance field's).
         heard: [M, D] of the sound, of a run that was trained on features (`hear`).
     """
-    frames = frames_of(audio)
-    heard = hear(run, speaker, audio) if heard is None else heard
-    motion = runs.motion_of(run, speaker, heard, frames)
-    motion = with_blinks(motion, speaker.prior, blink_weights(frames, run.config.seed))
-    poses, views = pose_track(speaker, frames, camera)
+    motion = _motion(run, speaker, audio, heard)
+    poses, views = pose_track(speaker, frames_of(audio), camera)
     standardised = output == "standardised"
     for drawn in runs.render_frames(run, speaker, motion, poses, views, standardised=standardised):
         yield from drawn[output]
+
+
+def composite_video(
+    run: Run,
+    speaker: Speaker,
+    dataset: SpeakerDataset,
+    audio: np.ndarray,
+    output: str = "standardised",
+    heard: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """The same head in the place of the recorded one, frame by frame of its recording.
+
+    Args:
+        dataset: that the run learned the speaker from (`run.dataset_of`).
+
+    Yields:
+        uint8 [S, S, 3], S the dataset's size.
+    """
+    count = frames_of(audio)
+    recorded = runs.recorded_frames(dataset)
+    frames = recorded[to_and_fro(len(recorded), count)]
+    motion, track = _motion(run, speaker, audio, heard), dataset.track
+    drawn = runs.render_frames(
+        run,
+        speaker,
+        motion,
+        *pose_track(speaker, count, "recorded"),
+        illumination=track["illumination"][frames],
+        standardised=output == "standardised",
+    )
+    heads = ((image, a) for batch in drawn for image, a in zip(batch[output], batch["alpha"]))
+    for frame, (image, alpha) in zip(frames, heads, strict=True):
+        yield composite(
+            video.resize(image, dataset.size),
+            alpha,
+            dataset.picture(frame, "image"),
+            dataset.picture(frame, "mask"),
+            track["points68"][frame] * dataset.size,
+        )
+
+
+def _motion(run: Run, speaker: Speaker, audio: np.ndarray, heard: np.ndarray | None) -> Motion:
+    frames = frames_of(audio)
+    heard = hear(run, speaker, audio) if heard is None else heard
+    motion = runs.motion_of(run, speaker, heard, frames)
+    return with_blinks(motion, speaker.prior, blink_weights(frames, run.config.seed))
 
 
 def resized(images: Iterable[np.ndarray], size: int | None) -> Iterator[np.ndarray]:
@@ -205,7 +250,13 @@ def render_command(args) -> None:
     frames = frames_of(audio)
     audio = np.pad(audio, (0, RATE))[: frames * RATE // FPS]
     heard = hear(run, speaker, audio, args.features)
-    images = render_video(run, speaker, audio, args.camera, args.output, heard)
+    size, camera = args.size or run.config.size, args.camera or "front"
+    if args.composite:
+        dataset = runs.dataset_of(run, speaker, args.data)
+        size, camera = args.size or dataset.size, "recorded, in its recording"
+        images = composite_video(run, speaker, dataset, audio, args.output, heard)
+    else:
+        images = render_video(run, speaker, audio, camera, args.output, heard)
     images = resized(images, args.size)
     with Bars() as bars:
         video.write_video(
@@ -214,5 +265,4 @@ def render_command(args) -> None:
             audio,
             metadata=metadata(speaker, Path(args.audio).name),
         )
-    size = args.size or run.config.size
-    print(f"{args.out}: {frames / FPS:.1f} s, {size} × {size}, camera {args.camera}")
+    print(f"{args.out}: {frames / FPS:.1f} s, {size} × {size}, camera {camera}")

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 import t3d
 from t3d import camera as cameras
-from t3d import checkpoint, hosts
+from t3d import checkpoint, convert, hosts
 from t3d import config as configs
 from t3d import talker as talkers
 from t3d.camera import Camera
@@ -45,8 +45,9 @@ from t3d.data.pipeline import (
 )
 from t3d.data.speaker_dataset import FACE_SIZE, SpeakerDataset, runs_of
 from t3d.errors import UserError
-from t3d.nerf.head import View, capacity_of
-from t3d.nerf.rays import Guide
+from t3d.nerf.head import REMAT, View, capacity_of
+from t3d.nerf.rays import Guide, between_heights
+from t3d.peers import headnerf
 from t3d.prior import basis, heads, morphable, shell
 from t3d.prior import encoder as encoders
 from t3d.prior.shell import Shell
@@ -307,6 +308,8 @@ def guides_of(
     """
     if config.nerf.sampling == "uniform":
         return _uniform_guides(config, head_to_world, camera_to_world, rays)
+    if config.nerf.sampling == "heights":
+        return _height_guides(config, speaker, head_to_world, camera_to_world, rays)
 
     def one(frame: int) -> Arrays:
         camera = Camera(speaker.intrinsics, camera_to_world[frame])
@@ -321,12 +324,27 @@ def _uniform_guides(config, head_to_world, camera_to_world, rays) -> Arrays:
     """The paper's sampling: every ray between two fixed depths about the head."""
     in_camera = cameras.inverse(camera_to_world) @ head_to_world
     distance = np.repeat(in_camera[:, 2, 3:4], rays * rays, 1).astype(np.float32)
+    return _everywhere(distance + config.nerf.near, distance + config.nerf.far)
+
+
+def _height_guides(config, speaker, head_to_world, camera_to_world, rays) -> Arrays:
+    """HeadNeRF's sampling: every ray between two planes over and under the head's frontal one."""
+    camera = Camera(np.broadcast_to(speaker.intrinsics, (len(camera_to_world), 4)), camera_to_world)
+    to_head = cameras.inverse(head_to_world)
+    origin, direction = cameras.rays(camera, rays)
+    origin = cameras.transform(to_head, origin[:, None])[:, 0]
+    direction = direction @ np.swapaxes(to_head[:, :3, :3], -1, -2)
+    return _everywhere(*between_heights(origin, direction, -config.nerf.near, -config.nerf.far))
+
+
+def _everywhere(near: np.ndarray, far: np.ndarray) -> Arrays:
+    """Guides of rays that are all sampled between two depths [T, R]; nothing undoes expression."""
     return {
-        "near": distance + config.nerf.near,
-        "far": distance + config.nerf.far,
-        "offset": np.zeros((*distance.shape, 3), np.float32),
-        "active": np.ones(distance.shape, bool),
-        "depth": np.full(distance.shape, np.inf, np.float32),
+        "near": near.astype(np.float32),
+        "far": far.astype(np.float32),
+        "offset": np.zeros((*near.shape, 3), np.float32),
+        "active": np.ones(near.shape, bool),
+        "depth": np.full(near.shape, np.inf, np.float32),
     }
 
 
@@ -409,6 +427,33 @@ def _uint8(image: jax.Array) -> jax.Array:
     return jnp.round(jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)
 
 
+# ---- its recording
+
+
+def dataset_of(run: Run, speaker: Speaker, moved_to: str | None = None) -> SpeakerDataset:
+    """The dataset that a run learned the speaker from; UserError when it is not there any more."""
+    entries = {entry["name"]: entry for entry in checkpoint.read_run(run.workdir)["data"]}
+    entry = entries[speaker.name]
+    path = Path(moved_to or entry["path"])
+    if not path.exists():
+        raise UserError(
+            f"{path}: the dataset that {run.workdir} was trained on is not there; put it back, or "
+            "give its place with --data DIR"
+        )
+    dataset = SpeakerDataset(path)
+    if dataset.meta["fingerprint"] != entry.get("fingerprint"):
+        raise UserError(
+            f"{path}: is not the dataset that {run.workdir} was trained on (made of another video, "
+            "or with other settings); give that one with --data DIR"
+        )
+    return dataset
+
+
+def recorded_frames(dataset: SpeakerDataset) -> np.ndarray:
+    """The frames of `Speaker.head_to_world`: the longest unbroken run of training frames."""
+    return max(runs_of(dataset.frames("train")), key=len)
+
+
 # ---- training
 
 
@@ -449,7 +494,13 @@ def train(
 CHOICES = {
     "speech.inputs": talkers.AUDIO_INPUTS,
     "nerf.encoding": ("planes", "fourier"),
-    "nerf.sampling": ("shell", "uniform"),
+    "nerf.sampling": ("shell", "uniform", "heights"),
+    "nerf.density": ("softplus", "relu"),
+    "nerf.looks": ("feature", "colour"),
+    "nerf.backdrop": ("colour", "map"),
+    "nerf.spread": ("tile", "nearest"),
+    "nerf.points": ("middle", "edge"),
+    "nerf.remat": REMAT,
 }
 
 
@@ -463,11 +514,13 @@ def check_config(config: ConfigDict) -> None:
                 f"config.{name}={config[group][key]}: must be one of {', '.join(choices)}; did you "
                 f"mean {near}?"
             )
-    if config.nerf.sampling == "uniform" and config.nerf.geometry_weight:
+    if config.nerf.sampling != "shell" and config.nerf.geometry_weight:
         raise UserError(
             "config.nerf.geometry_weight: the 3DMM's geometry comes with nerf.sampling=shell; set "
-            "--config.nerf.geometry_weight=0 with uniform sampling"
+            f"--config.nerf.geometry_weight=0 with nerf.sampling={config.nerf.sampling}"
         )
+    if config.nerf.init:
+        _check_init(config)
     if config.lip.ears < 1:
         raise UserError(f"config.lip.ears={config.lip.ears}: must be 1 or more")
     if config.lip.ears > 1 and not (config.lip.deaf_to_images and config.lip.code_weight):
@@ -490,6 +543,17 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             f"config.space.patch={patch}: must be a power of two that divides size={config.size}"
         )
+
+
+def _check_init(config: ConfigDict) -> None:
+    """UserError where the weights to start from are of another network than the config's."""
+    present = dict(configs.flatten(config))
+    for name, value in headnerf.settings_of(convert.load(config.nerf.init, "headnerf")).items():
+        if present[name] != value:
+            raise UserError(
+                f"{config.nerf.init}: its weights are of a network with {name}={value}, not "
+                f"{present[name]}; use --config headnerf with --config.{name}={value}"
+            )
 
 
 def check_datasets(config: ConfigDict, datasets: list[SpeakerDataset]) -> None:
@@ -657,7 +721,13 @@ class Learner:
 
     def stage(self, name: str) -> trainer.Stage:
         """The stage, with networks of the size known so far."""
-        return stages.make_stages(self.config, self._talker(), self.facts)[name]
+        stage = stages.make_stages(self.config, self._talker(), self.facts)[name]
+        if name != "nerf" or not self.config.nerf.init:
+            return stage
+        nerf = self.config.nerf
+        weights = convert.load(nerf.init, "headnerf")
+        given = headnerf.head_params(weights, nerf.latent, nerf.code_scale, nerf.unit)
+        return replace(stage, init=lambda *drawn: headnerf.put(stage.init(*drawn), given))
 
     def is_finished(self, name: str) -> bool:
         """Whether a stage has had all its steps; the first host of a job decides."""
@@ -1046,7 +1116,7 @@ def _speaker(config: ConfigDict, dataset: SpeakerDataset, row: int) -> Speaker:
         illumination=track["illumination"][frames].mean(0),
         intrinsics=track["intrinsics"],
         identity_face=face,
-        head_to_world=track["head_to_world"][max(runs_of(frames), key=len)],
+        head_to_world=track["head_to_world"][recorded_frames(dataset)],
         scalp=float(scalp),
         row=row,
         voice=_voice(config, dataset),

@@ -102,6 +102,26 @@ def build(config: Any, frames: int, capacity: int) -> Talker:
         resolutions=tuple(nerf.resolutions),
         channels=nerf.channels,
         dtype=dtype,
+        colour=nerf.colour,
+        pi=nerf.pi,
+        unit=nerf.unit,
+        code_scale=nerf.code_scale,
+        density=nerf.density,
+        looks=nerf.looks,
+    )
+    head = Head(
+        field,
+        config.size,
+        nerf.samples,
+        frames,
+        nerf.latent,
+        capacity,
+        points=nerf.points,
+        backdrop=nerf.backdrop,
+        rays=nerf.rays,
+        spread=nerf.spread,
+        chunk=nerf.chunk,
+        remat=nerf.remat,
     )
     return Talker(
         coach=SyncNet(config.sync.width, config.sync.dim, dtype=dtype),
@@ -116,7 +136,7 @@ def build(config: Any, frames: int, capacity: int) -> Talker:
         encoder=PriorEncoder(config.prior.width, dtype=dtype),
         style=StyleNet(config.speech.width, config.speech.dropout, dtype=dtype),
         fuse=FuseNet(config.speech.width, config.speech.dropout, dtype=dtype),
-        head=Head(field, config.size, nerf.samples, frames, nerf.latent, capacity),
+        head=head,
         au=AUEncoder(len(config.au.units), config.au.dim, config.au.width, dtype=dtype),
         space=StandardizedSpace(
             n_au=len(config.au.units),

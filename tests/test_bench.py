@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from t3d import bench, cli
+from t3d import bench, bench_nerf, cli
 from t3d.config import load_config
 from t3d.data.speaker_dataset import SpeakerDataset
 
@@ -59,3 +59,22 @@ def test_what_cannot_be_benched_is_one_line(dataset, tmp_path, capsys):
     (tmp_path / "plan.json").write_text("{}")
     assert cli.main([*command, "--plan", str(tmp_path / "plan.json")]) == 2
     assert "t3d plan --json" in capsys.readouterr().err
+
+
+def test_the_field_is_timed_beside_the_machines_ceiling(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_nerf, "SIZES", ("tiny",))
+    monkeypatch.setattr(bench_nerf, "SQUARES", (64,))
+    monkeypatch.setattr(bench_nerf, "SECONDS", 0.0)
+    monkeypatch.setattr(bench_nerf.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["bench", "nerf", "--json", str(tmp_path / "f.json")]) == 0
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["field_forward_share_of_ceiling"] == figures["tiny/field/share_of_ceiling"] > 0
+    parts = {name.split("/")[1] for name in figures if name.startswith("tiny/")}
+    fronts = {"field", "integral", "upsampler", "frame"}
+    assert parts == fronts | {f"{name}_gradient" for name in fronts} | {"step"}
+    # The first layer alone: 16 × 16 rays × 4 samples, 7 numbers (planes and place) to 16.
+    assert figures["tiny/field/flops"] > 2 * 1024 * 7 * 16
+    assert figures["tiny/field_gradient/flops"] > 2 * figures["tiny/field/flops"]
+    assert figures["tiny/frame/flops"] > figures["tiny/field/flops"]
+    assert figures["tiny/step/memory_bytes"] > figures["tiny/frame/memory_bytes"] > 0
+    assert "PyTorch is not installed" in capsys.readouterr().out

@@ -14,12 +14,13 @@ import pytest
 
 from t3d import cli, convert, judges
 from t3d.errors import UserError
-from t3d.peers import syncnet, wav2lip
+from t3d.peers import headnerf, syncnet, wav2lip
 
 GOLDEN = {
     "wav2lip": ("wav2lip_generator", wav2lip.generator_from_state),
     "sync-expert": ("wav2lip_syncnet_color", wav2lip.expert_from_state),
     "syncnet-v2": ("syncnet_python_model", syncnet.from_state),
+    "headnerf": ("headnerf_grad", headnerf.from_state),
 }
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from t3d import cli, controls, evaluate, measure, report, talker
+from t3d import cli, controls, evaluate, measure, report, run, talker
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.errors import UserError
 from t3d.metrics import lips
@@ -199,16 +199,16 @@ def test_our_render_uses_no_pixel_of_the_split(untrained, dataset, found, monkey
 
 def test_a_moved_or_exchanged_dataset_is_named(untrained, dataset, tmp_path):
     speaker = untrained.speakers[0]
-    assert evaluate.dataset_of(untrained, speaker).path == dataset.path
+    assert run.dataset_of(untrained, speaker).path == dataset.path
     with pytest.raises(UserError, match="elsewhere.*--data"):
-        evaluate.dataset_of(untrained, speaker, str(tmp_path / "elsewhere"))
+        run.dataset_of(untrained, speaker, str(tmp_path / "elsewhere"))
     other = tmp_path / "other"
     shutil.copytree(dataset.path, other)
-    assert evaluate.dataset_of(untrained, speaker, str(other)).path == other
+    assert run.dataset_of(untrained, speaker, str(other)).path == other
     meta = json.loads((other / "meta.json").read_text()) | {"fingerprint": "0" * 12}
     (other / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match="other.*not the dataset"):
-        evaluate.dataset_of(untrained, speaker, str(other))
+        run.dataset_of(untrained, speaker, str(other))
 
 
 def test_evaluate_command_writes_figures_sheet_and_page(

@@ -245,7 +245,7 @@ def test_the_sweeps_that_come_with_t3d_fit_their_configs(name):
     made = [configs.load_config(f"sweeps/{name}", variant.changes) for variant in variants]
     for config, changes in zip(made, sweep_file.sweep(), strict=True):
         for key, value in changes.items():
-            assert configs.to_json(config) and dict(configs._flatten(config))[key] == value
+            assert configs.to_json(config) and dict(configs.flatten(config))[key] == value
     (table,) = sweep_members.tables_of(sweep_file).values()
     assert len(made) == len({v.name for v in variants}) > len(table)
     plain = configs.load_config(f"sweeps/{name}")

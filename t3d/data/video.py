@@ -246,7 +246,8 @@ def _pull_images(graph, turns: int) -> Iterator[np.ndarray]:
             frame = graph.pull()
         except (av.BlockingIOError, av.EOFError):
             return
-        yield np.ascontiguousarray(np.rot90(frame.to_ndarray(), turns))
+        # A copy: FFmpeg's buffers are not for other threads to give back.
+        yield np.array(np.rot90(frame.to_ndarray(), turns), order="C")
 
 
 def _shift(samples: np.ndarray, late: int) -> np.ndarray:

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 
 from t3d.codes import HeadCodes
 
-EXTENT = 18.0  # cm: the head with its hair lies within ± this
-CODE_SCALE = 0.25  # brings coefficients in σ (up to about ± 4) to unit size
 
+def fourier_features(points: jax.Array, octaves: int, pi: bool = False) -> jax.Array:
+    """[..., 3] -> [..., 3 + 6 · octaves]: the point, then sin and cos of 2^k times it (NeRF).
 
-def fourier_features(points: jax.Array, octaves: int) -> jax.Array:
-    """[..., 3] -> [..., 3 + 6 · octaves]: the point, then sin and cos of 2^k times it (NeRF)."""
-    scaled = points[..., None, :] * 2.0 ** jnp.arange(octaves)[:, None]
+    Args:
+        pi: 2^k π in place of 2^k.
+    """
+    scaled = points[..., None, :] * 2.0 ** jnp.arange(octaves)[:, None] * (jnp.pi if pi else 1.0)
     waves = jnp.concatenate([jnp.sin(scaled), jnp.cos(scaled)], -1)
     return jnp.concatenate([points, waves.reshape(*points.shape[:-1], -1)], -1)
 
@@ -60,16 +61,45 @@ class TriPlanes(nn.Module):
         return jnp.concatenate(levels, -1).reshape(*points.shape[:-1], -1)
 
 
+class Product(nn.Module):
+    """Two dense layers with nothing between them, applied as the one that they amount to.
+
+    Attributes:
+        inner, outer: widths of the first and of the second.
+    """
+
+    inner: int
+    outer: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., outer]."""
+        draw, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros
+        first = self.param("kernel_0", draw, (x.shape[-1], self.inner))
+        second = self.param("kernel_1", draw, (self.inner, self.outer))
+        shift = self.param("bias_0", zeros, (self.inner,)) @ second
+        shift = shift + self.param("bias_1", zeros, (self.outer,))
+        return x @ (first @ second).astype(self.dtype) + shift.astype(self.dtype)
+
+
 class Field(nn.Module):
     """F_θ: points and codes to a feature z and a density σ (Eq. 4), sized like HeadNeRF's.
 
-    Codes enter a layer once per image, not once per point.
+    Codes enter a layer once per image, not once per point; layers without a nonlinearity between
+    them are multiplied into one.
 
     Attributes:
         width, depth: of the MLP; the input is concatenated again after layer `skip`.
-        features: channels of z.
+        features: channels of z; colour: width of the layer before it (0: half the width, at least
+            `features`).
         encoding: 'fourier' (the paper's) or 'planes'.
-        octaves: of the Fourier features; resolutions, channels: of the planes.
+        octaves: of the Fourier features, whose frequencies are 2^k, or 2^k π (pi).
+        resolutions, channels: of the planes.
+        unit: cm that are 1 to the network; code_scale: what shape codes (σ) are multiplied by.
+        density: what makes σ positive, 'softplus' or 'relu'.
+        looks: where codes of appearance enter: at the 'feature' layer, which a ReLU follows, or,
+            as in HeadNeRF, one later, at 'colour', with no ReLU before it.
     """
 
     width: int = 128
@@ -81,11 +111,17 @@ class Field(nn.Module):
     resolutions: tuple[int, ...] = (32, 128)
     channels: int = 8
     dtype: jnp.dtype = jnp.float32
+    colour: int = 0
+    pi: bool = False
+    unit: float = 18.0  # the head with its hair lies within ± this
+    code_scale: float = 0.25  # coefficients in σ go up to about ± 4
+    density: str = "softplus"
+    looks: str = "feature"
 
     def _encode(self, points: jax.Array) -> jax.Array:
-        unit = points / EXTENT
+        unit = points / self.unit
         if self.encoding == "fourier":
-            return fourier_features(unit, self.octaves)
+            return fourier_features(unit, self.octaves, self.pi)
         planes = TriPlanes(self.resolutions, self.channels, name="planes")(unit)
         return jnp.concatenate([planes, unit], -1)
 
@@ -103,7 +139,7 @@ class Field(nn.Module):
             features z [B, N, features] and density σ [B, N] (per cm, at least 0).
         """
         encoded = self._encode(points).astype(self.dtype)
-        shape = jnp.concatenate([CODE_SCALE * codes.shape_codes(), latent], -1)
+        shape = jnp.concatenate([self.code_scale * codes.shape_codes(), latent], -1)
         looks = jnp.concatenate([codes.appearance_codes(), latent], -1)
 
         def dense(name: str, width: int, bias: bool = True) -> nn.Dense:
@@ -120,7 +156,14 @@ class Field(nn.Module):
             else:
                 again = 0.0
             hidden = nn.relu(dense(f"layer_{i}", self.width)(hidden) + again)
-        density = nn.softplus(dense("density", 1)(hidden)[..., 0].astype(jnp.float32))
-        colour = dense("feature", self.width)(hidden) + once("looks", looks, self.width)
-        colour = nn.relu(dense("colour", max(self.width // 2, self.features))(nn.relu(colour)))
+        positive = nn.relu if self.density == "relu" else nn.softplus
+        density = positive(dense("density", 1)(hidden)[..., 0].astype(jnp.float32))
+        width = self.colour or max(self.width // 2, self.features)
+        if self.looks == "feature":
+            colour = dense("feature", self.width)(hidden) + once("looks", looks, self.width)
+            colour = dense("colour", width)(nn.relu(colour))
+        else:
+            colour = Product(self.width, width, self.dtype, name="feature_colour")(hidden)
+            colour = colour + once("looks", looks, width)
+        colour = nn.relu(colour)
         return dense("out", self.features)(colour).astype(jnp.float32), density

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,12 @@ from t3d.camera import Camera
 from t3d.codes import HeadCodes
 from t3d.nerf import rays as ray_functions
 from t3d.nerf.field import Field
-from t3d.nerf.integral import integrate
+from t3d.nerf.integral import Integral, integrate
 from t3d.nerf.rays import Guide
 from t3d.nerf.upsampler import Upsampler
+
+_POLICIES = {"cheap": jax.checkpoint_policies.dots_saveable, "all": None}
+REMAT = ("none", *_POLICIES)
 
 
 @struct.dataclass
@@ -50,6 +55,13 @@ class Head(nn.Module):
         field: F_θ; size: side of the image; samples: per ray.
         frames, latent: rows and width of the table of per-frame codes (what is not speech).
         capacity: how many rays of an image are evaluated, the active ones first.
+        points: where in its interval a sample lies ('middle', 'edge'; nerf.rays.sample).
+        backdrop: what is behind the head: one 'colour' of features, or a 'map' of rays × rays.
+        rays: per side of an image, which the map hangs on.
+        spread: of the upsampler.
+        chunk: points that are evaluated at once, 0 for all: bounds the memory of large images.
+        remat: what backpropagation computes anew instead of keeping it: 'none'; 'cheap', all but
+            the products of matrices; 'all', for the least memory.
     """
 
     field: Field
@@ -58,10 +70,18 @@ class Head(nn.Module):
     frames: int
     latent: int
     capacity: int
+    points: str = "middle"
+    backdrop: str = "colour"
+    rays: int = 0
+    spread: str = "tile"
+    chunk: int = 0
+    remat: str = "none"
 
     def setup(self):
-        self.upsampler = Upsampler(self.size, dtype=self.field.dtype)
-        self.background = self.param("background", nn.initializers.ones, (self.field.features,))
+        self.upsampler = Upsampler(self.size, dtype=self.field.dtype, spread=self.spread)
+        places = (self.rays, self.rays) if self.backdrop == "map" else ()
+        shape = (*places, self.field.features)
+        self.background = self.param("background", nn.initializers.ones, shape)
         if self.latent:  # an empty array could not be saved
             self.latents = self.param("latents", nn.initializers.zeros, (self.frames, self.latent))
 
@@ -100,7 +120,8 @@ class Head(nn.Module):
         batch = chosen.shape[0]
         place = None  # drawn for every ray, so that the numbers do not hang on the capacity
         if key is not None:
-            place = jax.random.uniform(key, (batch, rays**2, self.samples))
+            drawn = self.samples + (self.points == "edge")
+            place = jax.random.uniform(key, (batch, rays**2, drawn))
 
         def of_chosen(x: jax.Array) -> jax.Array:
             index = chosen.reshape(*chosen.shape, *[1] * (x.ndim - 2))
@@ -108,12 +129,47 @@ class Head(nn.Module):
             return nn.with_logical_constraint(taken, ("frames", "rays", *[None] * (x.ndim - 2)))
 
         guide, direction, place = jax.tree.map(of_chosen, (view.guide, direction, place))
-        samples = ray_functions.sample(origin, direction, guide, self.samples, place)
-        features, density = self.field(samples.points.reshape(batch, -1, 3), codes, latent)
-        shape = samples.points.shape[:-1]
-        density = density.reshape(shape) * guide.active[..., None]
-        hit = integrate(density, features.reshape(*shape, -1), samples.edges, samples.stretch)
+
+        def shade(head: Head, piece: tuple) -> Integral:
+            """Integrals of some of those rays."""
+            guide, direction, place = piece
+            samples = ray_functions.sample(
+                origin, direction, guide, head.samples, place, head.points
+            )
+            features, density = head.field(samples.points.reshape(batch, -1, 3), codes, latent)
+            shape = samples.points.shape[:-1]
+            density = density.reshape(shape) * guide.active[..., None]
+            return integrate(density, features.reshape(*shape, -1), samples.edges, samples.stretch)
+
+        if self.remat != "none":
+            shade = nn.remat(shade, policy=_POLICIES[self.remat], prevent_cse=False)
+        hit = self._in_pieces(shade, (guide, direction, place), batch)
         return hit, chosen, guide
+
+    def _in_pieces(self, shade: Callable, rays: tuple, batch: int) -> Integral:
+        """shade(rays) [B, capacity, …], so many rays at a time that `chunk` points are evaluated.
+
+        A piece takes every n-th ray, so that each device has as much of it as of the whole.
+        """
+        least = -(-batch * self.capacity * self.samples // self.chunk) if self.chunk else 1
+        pieces = next(n for n in range(min(least, self.capacity), self.capacity + 1)
+                      if self.capacity % n == 0)  # fmt: skip
+        if pieces == 1:
+            return shade(self, rays)
+
+        def cut(x: jax.Array) -> jax.Array:
+            return jnp.moveaxis(x.reshape(batch, -1, pieces, *x.shape[2:]), 2, 0)
+
+        def join(x: jax.Array) -> jax.Array:
+            x = jnp.moveaxis(x, 0, 2)
+            return x.reshape(batch, self.capacity, *x.shape[3:])
+
+        scan = nn.scan(
+            lambda head, none, piece: (none, shade(head, piece)),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+        )
+        return jax.tree.map(join, scan(self, None, jax.tree.map(cut, rays))[1])
 
     def __call__(
         self,
@@ -131,7 +187,6 @@ class Head(nn.Module):
         rays = int(round(view.guide.near.shape[-1] ** 0.5))
         batch = view.head_to_world.shape[0]
         hit, _, _ = self.collect(codes, self.latent_of(frame, batch), view, rays, key)
-        merged = hit.feature + (1 - hit.alpha)[..., None] * self.background
         # Each ray looks up its own result by its rank among the active ones.
         rank = jnp.cumsum(view.guide.active, -1) - 1
         known = view.guide.active & (rank < self.capacity)
@@ -143,11 +198,9 @@ class Head(nn.Module):
             full = jnp.where(mask, jnp.take_along_axis(values, index, 1), elsewhere)
             return full.reshape(batch, rays, rays, *values.shape[2:])
 
-        return Rendering(
-            image=self.upsampler(spread(merged, self.background)),
-            alpha=spread(hit.alpha, 0.0),
-            depth=spread(hit.depth, 0.0),
-        )
+        alpha = spread(hit.alpha, 0.0)
+        merged = spread(hit.feature, 0.0) + (1 - alpha)[..., None] * self.background
+        return Rendering(image=self.upsampler(merged), alpha=alpha, depth=spread(hit.depth, 0.0))
 
     def surface(self, codes: HeadCodes, view: View, key: jax.Array | None = None):
         """Opacity and depth [B, capacity] of the view's active rays, and their indices."""

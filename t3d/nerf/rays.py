@@ -55,12 +55,25 @@ def select(active: jax.Array, capacity: int) -> jax.Array:
     return jnp.argsort(~active, axis=-1, stable=True)[..., :capacity]
 
 
+def between_heights(origin, direction, high: float, low: float):
+    """Depths near, far [..., R] at which rays pass two heights over the head's frontal plane.
+
+    HeadNeRF's samples lie on such planes, equal z of the head's frame, whatever the camera.
+
+    Args:
+        origin: [..., 3]; direction: [..., R, 3] (unit depth), in the head's frame; high, low: z.
+    """
+    fall = -direction[..., 2]
+    return (origin[..., None, 2] - high) / fall, (origin[..., None, 2] - low) / fall
+
+
 def sample(
     origin: jax.Array,
     direction: jax.Array,
     guide: Guide,
     samples: int,
     place: jax.Array | None = None,
+    at: str = "middle",
 ) -> Samples:
     """Cuts each ray's [near, far] into equal intervals and takes a point in each.
 
@@ -68,8 +81,16 @@ def sample(
         origin: [..., 3]; direction: [..., R, 3] (unit depth); guide of the same rays.
         samples: S, per ray.
         place: [..., R, S] of the points in their intervals, 0 to 1; None takes the middles.
+        at: 'edge' takes, as HeadNeRF does, each interval's near edge for its point; then
+            place [..., R, S + 1] is that of the edges between the middles on both sides of them.
     """
     steps = jnp.linspace(0.0, 1.0, samples + 1)
+    if at == "edge":
+        if place is not None:
+            middle = 0.5 * (steps[1:] + steps[:-1])
+            low = jnp.concatenate([steps[:1], middle])
+            steps = low + (jnp.concatenate([middle, steps[-1:]]) - low) * place
+        place = 0.0
     edges = guide.near[..., None] + (guide.far - guide.near)[..., None] * steps
     place = 0.5 if place is None else place
     depth = edges[..., :-1] + place * (edges[..., 1:] - edges[..., :-1])

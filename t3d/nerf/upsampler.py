@@ -42,10 +42,13 @@ class Upsampler(nn.Module):
 
     Attributes:
         size: side of the image.
+        spread: how a block's input is added to what it shuffles: 'tile', the channels one after
+            the other four times (HeadNeRF, which mixes them), or 'nearest', each to its own place.
     """
 
     size: int
     dtype: jnp.dtype = jnp.float32
+    spread: str = "tile"
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
@@ -66,5 +69,6 @@ class Upsampler(nn.Module):
 
         wide = nn.leaky_relu(dense(2 * channels, "widen")(x), 0.2)
         wide = nn.leaky_relu(dense(4 * channels, "shuffle")(wide), 0.2)
-        x = blur(pixel_shuffle(wide + jnp.concatenate([x] * 4, -1)))
+        kept = jnp.tile(x, 4) if self.spread == "tile" else jnp.repeat(x, 4, -1)
+        x = blur(pixel_shuffle(wide + kept))
         return nn.leaky_relu(dense(max(channels // 2, 32), "narrow")(x), 0.2)

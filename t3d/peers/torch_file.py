@@ -139,14 +139,14 @@ def read(path: str | Path) -> Any:
 def state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """The named arrays of a checkpoint file, out of their usual wrappings.
 
-    A dictionary under "state_dict" or "model" is unwrapped and a "module." in front of every name
-    is taken off.
+    A dictionary under "state_dict", "model" or "net" is unwrapped and a "module." in front of
+    every name is taken off.
 
     Raises:
         UserError: as `read`, or there are no named tensors.
     """
     found = read(path)
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "net"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     named = (

@@ -1,5 +1,7 @@
 """Rays, guides and one whole head."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,29 @@ def test_turning_head_and_camera_together_changes_nothing(params):
     a = HEAD.apply(params, codes.zeros((1,)), still).image
     b = HEAD.apply(params, codes.zeros((1,)), moved).image
     np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("remat", ["none", "cheap", "all"])
+def test_pieces_and_recomputing_change_no_pixel_and_no_gradient(params, remat):
+    active = np.random.default_rng(0).uniform(size=(2, 64)) < 0.6
+    codes_, key = codes.zeros((2,)), jax.random.key(1)
+
+    @partial(jax.jit, static_argnums=1)
+    @partial(jax.grad, has_aux=True)
+    def step(params, head):
+        seen = head.apply(params, codes_, view(active), None, key)
+        return (seen.image**2).sum() + seen.depth.sum(), seen
+
+    want, whole = step(params, HEAD)
+    small = HEAD.clone(chunk=40, remat=remat)  # of 512 points: 16 pieces
+    found, pieces = step(params, small)
+    np.testing.assert_allclose(pieces.image, whole.image, atol=1e-6)
+    np.testing.assert_allclose(pieces.depth, whole.depth, rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+    every = view(np.ones((1, 64), bool))
+    drawn = jax.eval_shape(small.init, jax.random.key(0), codes.zeros((1,)), every)
+    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, params)
 
 
 def test_capacity_holds_the_active_rays_in_few_sizes():

@@ -19,7 +19,8 @@ def _start(command: list, devices: int = 1, **environment: str) -> subprocess.Po
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+            f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
         }
         | environment,

@@ -1,0 +1,257 @@
+"""`t3d bench nerf`: how fast the radiance field is, and how near to what this machine can do.
+
+The parts (F_θ, the integral, H_u), a whole frame and a training step, at the sizes of two configs;
+where PyTorch is installed, HeadNeRF's architecture in both frameworks beside one another.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from t3d import camera as cameras
+from t3d import codes, flops, planning, talker
+from t3d import config as configs
+from t3d.errors import UserError
+from t3d.nerf import integral
+from t3d.nerf.head import View
+from t3d.nerf.rays import Guide
+from t3d.nerf.upsampler import Upsampler
+from t3d.train import trainer
+
+Figures = dict[str, float]
+SIZES = ("preview", "talker")  # configs; the last one is of the paper's size
+REPEATS, SECONDS = 3, 2.0  # a part is timed at least so often, and for so long
+SQUARES = (1024, 2048, 4096)  # sides of the matrices whose product is the ceiling
+PEER_ROWS = ("jax", "torch", "torch_compiled")
+
+
+def bench_nerf(overrides: list[str], log: Callable[[str], None] = print) -> Figures:
+    """The figures of this machine.
+
+    Args:
+        overrides: of both configs, "nerf.samples=32" each.
+
+    Returns:
+        ceiling_flops (a second, of matrix products); for each size and part (field, integral,
+        upsampler, frame, each also with …_gradient; step, of training): seconds, flops (of matrix
+        products, once), share_of_ceiling, points_per_second, memory_bytes (XLA's plan: arguments,
+        results and what lies between); field_forward_share_of_ceiling, of the paper's size; and,
+        with PyTorch, peer/…: seconds and resident memory of HeadNeRF's architecture.
+    """
+    figures: Figures = {}
+    for size in SIZES:
+        config = configs.load_config(size, overrides)
+        dtype = jnp.dtype(config.dtype)
+        ceiling = figures.get(f"ceiling_flops_{dtype.name}") or matmul_ceiling(dtype)
+        figures[f"ceiling_flops_{dtype.name}"] = ceiling
+        with talker.exact():
+            for part, (function, arguments, points) in parts_of(config).items():
+                log(f"{size}: {part} …")
+                for name, value in _measure(function, arguments, points, ceiling).items():
+                    figures[f"{size}/{part}/{name}"] = value
+    share = figures[f"{SIZES[-1]}/field/share_of_ceiling"]
+    figures["field_forward_share_of_ceiling"] = share
+    if importlib.util.find_spec("torch"):
+        figures |= beside_torch(log)
+    else:
+        log("PyTorch is not installed: HeadNeRF's architecture is not measured beside it")
+    return figures
+
+
+def matmul_ceiling(dtype: jnp.dtype) -> float:
+    """FLOP/s of the fastest of a few large square products."""
+
+    def rate(side: int) -> float:
+        a = jnp.ones((side, side), dtype)
+        return 2 * side**3 / _seconds(jax.jit(jnp.matmul), (a, a))
+
+    with talker.exact():
+        return max(map(rate, SQUARES))
+
+
+def parts_of(config: ConfigDict) -> dict[str, tuple[Callable, tuple, int]]:
+    """Functions, their arguments and how many points of the field they evaluate, by part."""
+    nerf = config.nerf
+    head = talker.build(config, 1, nerf.rays**2).head
+    view, who = _view(nerf.rays, 1), codes.zeros((1,))
+    params = jax.jit(head.init)(jax.random.key(0), who, view)
+    points = nerf.rays**2 * nerf.samples
+    rng = np.random.default_rng(0)
+    where = jnp.asarray(rng.uniform(-9, 9, (1, points, 3)), jnp.float32)
+    latent = jnp.zeros((1, nerf.latent))
+    field_params = {"params": params["params"]["field"]}
+    features = jnp.asarray(rng.normal(size=(1, nerf.rays**2, nerf.samples, nerf.features)), "f4")
+    density = jnp.asarray(rng.uniform(0, 1, features.shape[:-1]), "f4")
+    edges = jnp.linspace(50.0, 60.0, nerf.samples + 1) + jnp.zeros((*density.shape[:-1], 1))
+    seen = features[:, :, 0].reshape(1, nerf.rays, nerf.rays, -1)
+    upsampler_params = {"params": params["params"]["upsampler"]}
+
+    def field(params, where):
+        return head.field.apply(params, where, who, latent)
+
+    def integrate(density, features):
+        return integral.integrate(density, features, edges, jnp.ones(edges.shape[:-1])).feature
+
+    def upsample(params, seen):
+        upsampler = Upsampler(head.size, dtype=head.field.dtype, spread=head.spread)
+        return upsampler.apply(params, seen)
+
+    def frame(params, who):
+        return head.apply(params, who, view).image
+
+    parts = {
+        "field": (field, (field_params, where)),
+        "integral": (integrate, (density, features)),
+        "upsampler": (upsample, (upsampler_params, seen)),
+        "frame": (frame, (params, who)),
+    }
+    parts |= {f"{name}_gradient": (_gradient(f), given) for name, (f, given) in parts.items()}
+    rows = {name: (f, given, points) for name, (f, given) in parts.items()}
+    batch = config.stages.nerf.batch_size
+    return rows | {"step": (*_training_step(config, batch), batch * points)}
+
+
+def _view(rays: int, batch: int) -> View:
+    """A head 60 cm in front of the camera that every ray meets."""
+    pose = cameras.head_pose(np.zeros((batch, 3), np.float32), np.tile([0, 0, 60.0], (batch, 1)))
+    near = jnp.full((batch, rays**2), 50.0)
+    guide = Guide(near, near + 10, jnp.zeros((*near.shape, 3)), jnp.ones(near.shape, bool))
+    intrinsics = jnp.tile(jnp.array([2.5, 2.5, 0.5, 0.5]), (batch, 1))
+    return View(cameras.recorded(intrinsics), jnp.asarray(pose, jnp.float32), guide)
+
+
+def _gradient(function: Callable) -> Callable:
+    """Values and gradients of a function's sum of squares, of all that it takes."""
+
+    def total(*arguments):
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(function(*arguments)))
+
+    return lambda *arguments: jax.value_and_grad(total, tuple(range(len(arguments))))(*arguments)
+
+
+def _training_step(config: ConfigDict, batch: int) -> tuple[Callable, tuple]:
+    made = planning.stages_of(config, rows=batch)
+    shapes = planning.abstract_arguments(config, made, "nerf", batch)
+    rng = np.random.default_rng(0)
+    numbers = jax.tree.map(functools.partial(planning.random_like, rng), shapes[:3])
+    return functools.partial(trainer.train_step, made["nerf"]), (*numbers, jax.random.key(0))
+
+
+def _measure(function: Callable, arguments: tuple, points: int, ceiling: float) -> Figures:
+    traced = jax.jit(function).trace(*arguments)
+    program = traced.lower().compile()
+    needed = sum(flops.products(flops.count(traced.jaxpr.jaxpr)).values())
+    seconds = _seconds(program, arguments)
+    plan = program.memory_analysis()
+    sizes = ("argument", "output", "temp")
+    return {
+        "seconds": seconds,
+        "flops": float(needed),
+        "share_of_ceiling": needed / seconds / ceiling,
+        "points_per_second": points / seconds,
+        "memory_bytes": sum(getattr(plan, f"{size}_size_in_bytes") for size in sizes),
+    }
+
+
+def _seconds(program: Callable, arguments: tuple) -> float:
+    """The median time of a call."""
+    jax.block_until_ready(program(*arguments))
+    times: list[float] = []
+    while len(times) < REPEATS or sum(times) < SECONDS:
+        began = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+# ---- HeadNeRF's architecture, in both frameworks
+
+
+def beside_torch(log: Callable[[str], None]) -> Figures:
+    """HeadNeRF's 512² frame of 64² rays × 64 points, forward and with gradients, each framework in
+    a process of its own: peer/{jax, torch, torch_compiled}_{forward, step}_{seconds, bytes}."""
+    figures: Figures = {}
+    for who in PEER_ROWS:
+        for what in ("forward", "step"):
+            log(f"HeadNeRF's architecture: {who}, {what} …")
+            command = [sys.executable, "-m", "t3d.bench_nerf", who, what]
+            made = subprocess.run(command, capture_output=True, text=True)
+            if made.returncode:
+                raise UserError(f"bench nerf: {who} failed: {made.stderr.strip()[-300:]}")
+            for name, value in json.loads(made.stdout.splitlines()[-1]).items():
+                figures[f"peer/{who}_{what}_{name}"] = value
+    for what in ("forward", "step"):
+        ours, theirs = (f"peer/{who}_{what}_" for who in ("jax", "torch"))
+        seconds = (figures[f"peer/{who}_{what}_seconds"] for who in PEER_ROWS[1:])
+        figures[f"peer/{what}_times_faster"] = min(seconds) / figures[f"{ours}seconds"]
+        figures[f"peer/{what}_memory_share"] = figures[f"{ours}bytes"] / figures[f"{theirs}bytes"]
+    return figures
+
+
+def _peer_jax(what: str) -> Callable[[], Any]:
+    overrides = ["nerf.rays=64", "nerf.latent=0", "nerf.remat=cheap"]
+    config = configs.load_config("headnerf", overrides)
+    head = talker.build(config, 1, 64**2).head
+    view, who = _view(64, 1), codes.zeros((1,))
+    params = jax.jit(head.init)(jax.random.key(0), who, view)
+
+    def loss(params, who):
+        return jnp.mean((head.apply(params, who, view).image - 0.5) ** 2)
+
+    function = jax.grad(loss, (0, 1)) if what == "step" else lambda p, w: head.apply(p, w, view)
+    program = jax.jit(function)
+    return lambda: jax.block_until_ready(program(params, who))
+
+
+def _peer_torch(what: str, compiled: bool) -> Callable[[], Any]:
+    import torch
+
+    from t3d.peers import headnerf_torch
+
+    net = headnerf_torch.Net()
+    shape, looks = torch.zeros(1, 179, requires_grad=True), torch.zeros(1, 127, requires_grad=True)
+    points, lengths = headnerf_torch.samples()
+    call = torch.compile(net) if compiled else net
+
+    def forward():
+        with torch.no_grad():
+            return call(points, lengths, shape, looks)
+
+    def step():
+        net.zero_grad()
+        ((call(points, lengths, shape, looks) - 0.5) ** 2).mean().backward()
+
+    return step if what == "step" else forward
+
+
+def _resident() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _peer(who: str, what: str) -> Figures:
+    run = _peer_jax(what) if who == "jax" else _peer_torch(what, who == "torch_compiled")
+    before = _resident()
+    run()
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return {"seconds": float(np.median(times)), "bytes": _resident() - before}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_peer(*sys.argv[1:])))

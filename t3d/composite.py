@@ -1,0 +1,90 @@
+"""A rendered head put back into its recording: torso, hair's edge and background as filmed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SOLID = (0.5, 0.95)  # opacity at which the head begins to count, and counts fully
+FEATHER = 0.012  # of the picture's side: width over which it fades into the recording
+SPREAD = 0.06  # of the side: how far inwards colours are matched to the recording's
+RIM = 0.05  # of the side: where they are compared, along the head's edge
+
+
+def composite(
+    rendered: np.ndarray, alpha: np.ndarray, filmed: np.ndarray, mask: np.ndarray, jaw: np.ndarray
+) -> np.ndarray:
+    """The filmed picture with the rendered head in the place of its own.
+
+    The head fades out just inside its silhouette, where the recording has the same head in the same
+    pose, and takes on the recording's light there. Where the filmed jaw hangs lower than the
+    rendered one the neck is painted over it.
+
+    Args:
+        rendered: uint8 [S, S, 3] on white; alpha: [F, F] in [0, 1] its opacity, of any resolution.
+        filmed: uint8 [S, S, 3]; mask: uint8 [S, S] of its head (0 … 255).
+        jaw: [P, 2] pixels (x, y), the filmed face's outline, whose hull is where a jaw may show.
+
+    Returns:
+        uint8 [S, S, 3].
+    """
+    import cv2
+
+    side = len(filmed)
+    solid = np.clip(
+        cv2.resize(np.float32(alpha), (side, side), interpolation=cv2.INTER_CUBIC), 0, 1
+    )
+    solid = np.clip((solid - SOLID[0]) / (SOLID[1] - SOLID[0]), 0, 1)
+    weight = _faded(solid, FEATHER * side)[..., None]
+    base = _without_jaw(filmed, solid > 0, jaw)
+    shown = rendered.astype(np.float32)
+    shown += _difference(shown, base.astype(np.float32), solid, mask, side)
+    mixed = weight * np.clip(shown, 0, 255) + (1 - weight) * base
+    return np.round(mixed).astype(np.uint8)
+
+
+def _faded(solid: np.ndarray, width: float) -> np.ndarray:
+    """[S, S] in [0, 1]: 0 at the edge of what is solid, 1 from twice the width inwards on."""
+    import cv2
+
+    inside = cv2.distanceTransform(np.uint8(solid > 0.5), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    way = np.clip(inside / (2 * width), 0, 1)
+    return way * way * (3 - 2 * way)
+
+
+def _without_jaw(filmed: np.ndarray, solid: np.ndarray, jaw: np.ndarray) -> np.ndarray:
+    """The filmed picture, its face painted over from around it where no rendered head covers it."""
+    import cv2
+
+    face = np.zeros(solid.shape, np.uint8)
+    cv2.fillConvexPoly(face, cv2.convexHull(np.round(jaw).astype(np.int32)), 1)
+    side = len(filmed)
+    grow = np.ones((max(3, side // 64),) * 2, np.uint8)
+    shows = cv2.dilate(np.uint8((face > 0) & ~solid), grow) & np.uint8(~solid)
+    if not shows.any():
+        return filmed
+    # What the head covers must not bleed into the neck.
+    hidden = shows | cv2.dilate(np.uint8(solid), grow)
+    painted = cv2.inpaint(filmed, hidden & _near(shows, side), 3, cv2.INPAINT_TELEA)
+    return np.where(shows[..., None] > 0, painted, filmed)
+
+
+def _near(region: np.ndarray, side: int) -> np.ndarray:
+    import cv2
+
+    return cv2.dilate(region, np.ones((side // 16 | 1,) * 2, np.uint8))
+
+
+def _difference(
+    shown: np.ndarray, base: np.ndarray, solid: np.ndarray, mask: np.ndarray, side: int
+) -> np.ndarray:
+    """How the recording's colours differ along the edge, smooth and fading inwards: [S, S, 3]."""
+    import cv2
+
+    both = np.uint8((solid > 0.5) & (mask > 127))
+    inside = cv2.distanceTransform(both, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    rim = np.float32((inside > 0) & (inside < RIM * side))
+    deviation = SPREAD * side
+    total = cv2.GaussianBlur((base - shown) * rim[..., None], (0, 0), deviation)
+    count = cv2.GaussianBlur(rim, (0, 0), deviation)
+    near = np.clip(1 - inside / (3 * deviation), 0, 1)
+    return total / np.maximum(count, 1e-3)[..., None] * (near * near)[..., None]
