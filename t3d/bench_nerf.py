@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -35,7 +36,6 @@ Figures = dict[str, float]
 SIZES = ("preview", "talker")  # configs; the last one is of the paper's size
 REPEATS, SECONDS = 3, 2.0  # a part is timed at least so often, and for so long
 SQUARES = (1024, 2048, 4096)  # sides of the matrices whose product is the ceiling
-PEER_ROWS = ("jax", "torch", "torch_compiled")
 
 
 def bench_nerf(overrides: list[str], log: Callable[[str], None] = print) -> Figures:
@@ -179,31 +179,64 @@ def _seconds(program: Callable, arguments: tuple) -> float:
 
 # ---- HeadNeRF's architecture, in both frameworks
 
+# Who is timed, and what is set for it: ours keeps the products of matrices for backpropagation, or
+# nothing (lean); PyTorch as it comes, with memory that is not given back to the system, compiled.
+_OURS = {"jax": "nerf.remat=cheap", "jax_lean": "nerf.remat=all"}
+_KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
+_TORCH = {"torch": {}, "torch_tuned": _KEPT, "torch_compiled": _KEPT}
+PIECE = "nerf.chunk=16384"
+
 
 def beside_torch(log: Callable[[str], None]) -> Figures:
-    """HeadNeRF's 512² frame of 64² rays × 64 points, forward and with gradients, each framework in
-    a process of its own: peer/{jax, torch, torch_compiled}_{forward, step}_{seconds, bytes}."""
+    """HeadNeRF's 512² frame of 64² rays × 64 points, forward and with gradients (step).
+
+    Each is measured in a process of its own: peer/WHO/{forward, step}_{seconds, bytes}, bytes of
+    resident memory; peer/WHO/…_times_faster and …_memory_share, ours against the fastest PyTorch.
+    """
     figures: Figures = {}
-    for who in PEER_ROWS:
-        for what in ("forward", "step"):
-            log(f"HeadNeRF's architecture: {who}, {what} …")
-            command = [sys.executable, "-m", "t3d.bench_nerf", who, what]
-            made = subprocess.run(command, capture_output=True, text=True)
-            if made.returncode:
-                raise UserError(f"bench nerf: {who} failed: {made.stderr.strip()[-300:]}")
-            for name, value in json.loads(made.stdout.splitlines()[-1]).items():
-                figures[f"peer/{who}_{what}_{name}"] = value
     for what in ("forward", "step"):
-        ours, theirs = (f"peer/{who}_{what}_" for who in ("jax", "torch"))
-        seconds = (figures[f"peer/{who}_{what}_seconds"] for who in PEER_ROWS[1:])
-        figures[f"peer/{what}_times_faster"] = min(seconds) / figures[f"{ours}seconds"]
-        figures[f"peer/{what}_memory_share"] = figures[f"{ours}bytes"] / figures[f"{theirs}bytes"]
+        for who in (*_OURS, *_TORCH):
+            log(f"HeadNeRF's architecture: {who}, {what} …")
+            for name, value in _in_process(who, what).items():
+                figures[f"peer/{who}/{what}_{name}"] = value
+        best = min(_TORCH, key=lambda who: figures[f"peer/{who}/{what}_seconds"])
+        for who in _OURS:
+            seconds, memory = (
+                figures[f"peer/{who}/{what}_{unit}"] / figures[f"peer/{best}/{what}_{unit}"]
+                for unit in ("seconds", "bytes")
+            )
+            figures[f"peer/{who}/{what}_times_faster"] = 1 / seconds
+            figures[f"peer/{who}/{what}_memory_share"] = memory
     return figures
 
 
-def _peer_jax(what: str) -> Callable[[], Any]:
-    overrides = ["nerf.rays=64", "nerf.latent=0", "nerf.remat=cheap"]
-    config = configs.load_config("headnerf", overrides)
+def _in_process(who: str, what: str) -> Figures:
+    made = subprocess.run(
+        [sys.executable, "-m", "t3d.bench_nerf", who, what],
+        env=os.environ | _TORCH.get(who, {}),
+        capture_output=True,
+        text=True,
+    )
+    if made.returncode:
+        raise UserError(f"bench nerf: {who} failed: {made.stderr.strip()[-300:]}")
+    return json.loads(made.stdout.splitlines()[-1])
+
+
+def _peer(who: str, what: str) -> Figures:
+    """Seconds of a call, and how much resident memory it added."""
+    run = _peer_jax(what, _OURS[who]) if who in _OURS else _peer_torch(what, who)
+    before = _resident()
+    run()
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return {"seconds": float(np.median(times)), "bytes": _resident() - before}
+
+
+def _peer_jax(what: str, remat: str) -> Callable[[], Any]:
+    config = configs.load_config("headnerf", ["nerf.rays=64", "nerf.latent=0", PIECE, remat])
     head = talker.build(config, 1, 64**2).head
     view, who = _view(64, 1), codes.zeros((1,))
     params = jax.jit(head.init)(jax.random.key(0), who, view)
@@ -216,7 +249,7 @@ def _peer_jax(what: str) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(program(params, who))
 
 
-def _peer_torch(what: str, compiled: bool) -> Callable[[], Any]:
+def _peer_torch(what: str, who: str) -> Callable[[], Any]:
     import torch
 
     from t3d.peers import headnerf_torch
@@ -224,7 +257,7 @@ def _peer_torch(what: str, compiled: bool) -> Callable[[], Any]:
     net = headnerf_torch.Net()
     shape, looks = torch.zeros(1, 179, requires_grad=True), torch.zeros(1, 127, requires_grad=True)
     points, lengths = headnerf_torch.samples()
-    call = torch.compile(net) if compiled else net
+    call = torch.compile(net) if who == "torch_compiled" else net
 
     def forward():
         with torch.no_grad():
@@ -239,18 +272,6 @@ def _peer_torch(what: str, compiled: bool) -> Callable[[], Any]:
 
 def _resident() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _peer(who: str, what: str) -> Figures:
-    run = _peer_jax(what) if who == "jax" else _peer_torch(what, who == "torch_compiled")
-    before = _resident()
-    run()
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return {"seconds": float(np.median(times)), "bytes": _resident() - before}
 
 
 if __name__ == "__main__":

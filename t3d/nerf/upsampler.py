@@ -70,5 +70,5 @@ class Upsampler(nn.Module):
         wide = nn.leaky_relu(dense(2 * channels, "widen")(x), 0.2)
         wide = nn.leaky_relu(dense(4 * channels, "shuffle")(wide), 0.2)
         kept = jnp.tile(x, 4) if self.spread == "tile" else jnp.repeat(x, 4, -1)
-        x = blur(pixel_shuffle(wide + kept))
-        return nn.leaky_relu(dense(max(channels // 2, 32), "narrow")(x), 0.2)
+        x = dense(max(channels // 2, 32), "narrow")(pixel_shuffle(wide + kept))
+        return nn.leaky_relu(blur(x), 0.2)  # both are linear: fewer channels are blurred
