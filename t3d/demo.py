@@ -75,6 +75,8 @@ def _render(workdir: Path, speech: Path, camera: str, out: Path) -> None:
             size=256,
             speaker=None,
             features=None,
+            composite=False,
+            data=None,
         )
     )
 

@@ -43,6 +43,7 @@ def test_a_population_is_timed_beside_a_run_of_its_own(dataset):
         assert found[f"{kind}/share"] == pytest.approx(found[f"{kind}/step_seconds"] / (2 * one))
 
 
+@pytest.mark.full
 def test_a_second_start_is_sooner(dataset, tmp_path, capsys):
     """How much sooner at a real size: docs/benchmarks.md."""
     command = ["bench", "startup", "--config", "tiny", "--data", str(dataset.path)]

@@ -79,6 +79,7 @@ def test_the_sound_moves_the_head_and_the_camera_turns_it(trained, dataset):
     assert (drawn["alpha"][:, 0, 0] == 0).all() and drawn["alpha"].max() > 0.5
 
 
+@pytest.mark.full
 def test_two_speakers_train_together_with_the_papers_own_choices(
     dataset, prepared_speaker, tmp_path
 ):
@@ -126,6 +127,7 @@ def test_a_sweep_trains_what_differs_and_prints_both_tables(trained, dataset, tm
     assert (full / "metrics.json").stat().st_mtime == measured
 
 
+@pytest.mark.full
 def test_a_population_of_a_sweep_trains_together_what_differs_in_numbers(
     trained, dataset, tmp_path, capsys
 ):

@@ -1,7 +1,6 @@
 import json
 import shutil
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -259,10 +258,11 @@ def test_a_run_that_was_never_evaluated_is_said_before_anything_is_rendered(
     assert "evaluate it first" in capsys.readouterr().err
 
 
-def test_demo_settings_fit_the_render_command():
+def test_demo_tells_the_render_command_all_that_it_asks_for(monkeypatch, tmp_path):
     from t3d import demo
 
-    known = vars(cli.parse(["render", "--workdir", "a", "--audio", "b", "--out", "c"]))
-    needed = {"workdir", "audio", "camera", "out", "output", "size", "speaker"}
-    assert needed <= set(known) and set(demo.FILMS.values()) <= {"front", "orbit", "recorded"}
-    assert isinstance(SimpleNamespace(**known).camera, str)
+    known, told = vars(cli.parse(["render", "--workdir", "a", "--audio", "b", "--out", "c"])), {}
+    monkeypatch.setattr(demo.render, "render_command", lambda args: told.update(vars(args)))
+    demo._render(tmp_path, tmp_path / "a.wav", "orbit", tmp_path / "a.mp4")
+    assert told.keys() == known.keys() - {"command", "run", "debug", "overrides", "outputs"}
+    assert set(demo.FILMS.values()) <= {"front", "orbit", "recorded"}

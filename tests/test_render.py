@@ -1,9 +1,11 @@
 import av
+import jax
 import numpy as np
 import pytest
 
 from t3d import camera as cameras
 from t3d import cli, render
+from t3d import run as runs
 from t3d.data import video
 from t3d.errors import UserError
 from t3d.run import Speaker
@@ -165,3 +167,25 @@ def test_the_same_sound_gives_the_same_pictures_and_another_sound_another_motion
     np.testing.assert_array_equal(first, again)
     motions = [render.runs.motion_of(untrained, speaker, mel(s), 8) for s in (sound, other)]
     assert np.abs(motions[0].expression - motions[1].expression).max() > 0
+
+
+def test_one_program_is_compiled_for_each_shape_however_many_frames_are_drawn(untrained):
+    speaker = untrained.speakers[0]
+    motion = runs.motion_of(untrained, speaker, np.zeros((400, 80), np.float32), 60)
+    drawer = runs._drawer(untrained.talker, False)
+
+    def draw(first: int) -> set[int]:
+        """Draws 30 frames; the capacities that they ask for."""
+        poses = speaker.head_to_world[render.to_and_fro(len(speaker.head_to_world), 60)]
+        poses = poses[first : first + 30]
+        eyes = np.tile(np.eye(4, dtype=np.float32), (30, 1, 1))
+        part = jax.tree.map(lambda values: values[first : first + 30], motion)
+        drawn = list(runs.render_frames(untrained, speaker, part, poses, eyes, standardised=False))
+        return {d["nerf"].shape[1:] for d in drawn}
+
+    draw(0)
+    traced = drawer._cache_size()
+    assert draw(0) == {(32, 32, 3)} and drawer._cache_size() == traced
+    draw(30)
+    rays = untrained.config.nerf.rays**2
+    assert traced <= drawer._cache_size() <= rays // (rays // 8)  # one for each eighth of the rays

@@ -321,6 +321,7 @@ def test_all_that_is_fitted_for_a_fold_is_fitted_on_its_training_frames(
     assert meta["identity_frame"] in calls[0]
 
 
+@pytest.mark.full
 def test_held_out_turns_are_the_test_and_openface_gives_the_labels(
     speaker, truth, tmp_path, monkeypatch
 ):
@@ -460,6 +461,7 @@ def departure(codes, first, end):
     return np.abs(codes[first - 1 : end + 1] - line).max()
 
 
+@pytest.mark.full
 def test_a_covered_mouth_is_marked_told_and_bridged_though_a_detector_sees_one(
     clips, assets, tmp_path, capsys
 ):
@@ -491,6 +493,7 @@ def test_a_covered_mouth_is_marked_told_and_bridged_though_a_detector_sees_one(
         assert not np.isin(dataset.frames(split), hidden).any()
 
 
+@pytest.mark.full
 def test_a_head_that_turns_its_back_is_marked_and_bridged(assets, tmp_path):
     calm, away = (turning_clip("procedural", swing, frames=125, size=160) for swing in (8, 160))
     gone = np.s_[:50]  # the second turns from 0 to 160° and back meanwhile

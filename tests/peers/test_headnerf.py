@@ -142,14 +142,23 @@ def test_its_field_and_image_of_two_heads(golden, golden_weights):
     head, params = head_of(data, golden_weights)
     view = view_of(data)
     who = codes_of(data["in_shape_code"], data["in_appea_code"])
-    with talker.exact():
-        seen = head.apply(params, who, view)
-        hit, _, _ = head.apply(params, who, jnp.zeros((2, 0)), view, 16, method="collect")
-        origin, direction = rays.head_rays(view.camera, view.head_to_world, 16)
-        points = rays.sample(origin, direction, view.guide, 64, None, "edge").points
-        chosen = points[:, data["in_point_rays"]][:, :, data["in_point_samples"]]
+    origin, direction = rays.head_rays(view.camera, view.head_to_world, 16)
+    points = rays.sample(origin, direction, view.guide, 64, None, "edge").points
+    chosen = points[:, data["in_point_rays"]][:, :, data["in_point_samples"]]
+
+    @jax.jit
+    def see(params):
+        none = jnp.zeros((2, 0))
+        hit, _, _ = head.apply(params, who, none, view, 16, method="collect")
         field = {"params": params["params"]["field"]}
-        feature, density = FIELD.apply(field, points.reshape(2, -1, 3), who, jnp.zeros((2, 0)))
+        return (
+            head.apply(params, who, view),
+            hit,
+            FIELD.apply(field, points.reshape(2, -1, 3), who, none),
+        )
+
+    with talker.exact():
+        seen, hit, (feature, density) = see(params)
     close(chosen, last(data["out_pts_sub"]), 1e-5)
     close(density.reshape(2, 256, 64), data["out_density"][:, 0], 1e-3)
     picked = feature.reshape(2, 256, 64, 256)[:, data["in_point_rays"]]
@@ -191,7 +200,8 @@ def test_its_gradients_of_codes_camera_and_weights(golden, golden_weights, mode)
         step = jax.value_and_grad(loss, (0, 1, 2, 3, 4), has_aux=True)
         (value, image), grads = jax.jit(step)(params, *map(jnp.asarray, given))
         if mode == "test":
-            whole = head.apply(params, codes_of(*map(jnp.asarray, given[:2])), view_of(data))
+            who = codes_of(*map(jnp.asarray, given[:2]))
+            whole = jax.jit(head.apply)(params, who, view_of(data))
             close(whole.image, image, 1e-6)
     np.testing.assert_allclose(value, data[f"out_{mode}_loss"], rtol=1e-5)
     close(image, last(data[f"out_{mode}_merge_img"]))

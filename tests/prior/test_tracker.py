@@ -120,6 +120,7 @@ def test_pixels_tell_more_of_the_pose_than_landmarks_do(clip, fitted, monkeypatc
     assert errors[0] < 0.97 * errors[1]
 
 
+@pytest.mark.full
 def test_a_long_clip_is_joined_in_windows_as_at_once(clip, fitted, monkeypatch):
     monkeypatch.setattr(tracker, "WINDOW", 25)
     monkeypatch.setattr(tracker, "OVERLAP", 12)

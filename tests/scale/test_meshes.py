@@ -20,7 +20,7 @@ ONE, SHARED, HOSTS = {"one": "1x1"}, {"four": "4x1", "eight": "4x2"}, {"hosts": 
 MESHES = SHARED | HOSTS  # data × model
 # Each stage on each mesh: with --full. Two hosts train the stage au in test_hosts.py, too.
 EVERY = dict.fromkeys(STAGES, [*MESHES])
-QUICK = {"speech": ["hosts"], "nerf": ["eight"], "space": ["eight"]}
+QUICK = {"nerf": ["eight"]}
 CASES = [
     pytest.param(stage, mesh, marks=[] if mesh in QUICK.get(stage, []) else pytest.mark.full)
     for stage in STAGES
@@ -46,7 +46,8 @@ def outcomes(request, ready, data, start, end, tmp_path_factory):
     script = [SCRIPT, ready, data, out]
     alone = start([*script, plan(wanted, ONE | SHARED)], devices=8)
     job = [f"127.0.0.1:{49152 + os.getpid() % 10000}", 2]
-    pair = [start([*script, plan(wanted, HOSTS), *job, n], devices=2) for n in range(2)]
+    hosts = plan(wanted, HOSTS)
+    pair = [start([*script, hosts, *job, n], devices=2) for n in range(2 if hosts else 0)]
     for process in (alone, *pair):
         ended(end, process)
     return out
