@@ -33,6 +33,8 @@ def get_config(paper: bool = False) -> ConfigDict:
         near=-25.0,
         far=35.0,
         points="edge",
+        latent=0,
+        latent_weight=0.0,
         geometry_weight=0.0,  # the 3DMM's depth comes with nerf.sampling=shell
     )
     return config

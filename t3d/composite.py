@@ -34,6 +34,8 @@ def composite(
         cv2.resize(np.float32(alpha), (side, side), interpolation=cv2.INTER_CUBIC), 0, 1
     )
     solid = np.clip((solid - SOLID[0]) / (SOLID[1] - SOLID[0]), 0, 1)
+    if not solid.any():
+        return filmed
     weight = _faded(solid, FEATHER * side)[..., None]
     base = _without_jaw(filmed, solid > 0, jaw)
     shown = rendered.astype(np.float32)
@@ -52,14 +54,15 @@ def _faded(solid: np.ndarray, width: float) -> np.ndarray:
 
 
 def _without_jaw(filmed: np.ndarray, solid: np.ndarray, jaw: np.ndarray) -> np.ndarray:
-    """The filmed picture, its face painted over from around it where no rendered head covers it."""
+    """The filmed picture, its face painted over from around it below the rendered head."""
     import cv2
 
     face = np.zeros(solid.shape, np.uint8)
     cv2.fillConvexPoly(face, cv2.convexHull(np.round(jaw).astype(np.int32)), 1)
     side = len(filmed)
     grow = np.ones((max(3, side // 64),) * 2, np.uint8)
-    shows = cv2.dilate(np.uint8((face > 0) & ~solid), grow) & np.uint8(~solid)
+    below = np.cumsum(solid, 0) > 0  # in each column
+    shows = cv2.dilate(np.uint8((face > 0) & ~solid), grow) & np.uint8(~solid & below)
     if not shows.any():
         return filmed
     # What the head covers must not bleed into the neck.

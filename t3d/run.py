@@ -146,6 +146,13 @@ def open_run(workdir: str | Path, needed: Iterable[str] = talkers.STAGES) -> Run
             f"{workdir}: stage {', '.join(missing)} is not trained yet; run t3d train again"
         )
     config = configs.from_json(json.dumps(entries["config"]))
+    known = dict(configs.flatten(configs.load_config("talker")))
+    unknown = sorted(known.keys() - dict(configs.flatten(config)).keys())
+    if unknown:
+        raise UserError(
+            f"{workdir}: was trained by an earlier t3d (its config has no {unknown[0]}); train it "
+            "again, or open it with that version"
+        )
     params = {name: checkpoint.load_params(workdir / "params" / name) for name in needed}
     speakers = _load_speakers(workdir, len(entries["data"]))
     talker = talkers.build(config, entries["rows"], config.nerf.rays**2)
@@ -327,6 +334,9 @@ def _uniform_guides(config, head_to_world, camera_to_world, rays) -> Arrays:
     return _everywhere(distance + config.nerf.near, distance + config.nerf.far)
 
 
+SHALLOW = 0.2  # fall towards the head's frontal plane, per unit of depth
+
+
 def _height_guides(config, speaker, head_to_world, camera_to_world, rays) -> Arrays:
     """HeadNeRF's sampling: every ray between two planes over and under the head's frontal one."""
     camera = Camera(np.broadcast_to(speaker.intrinsics, (len(camera_to_world), 4)), camera_to_world)
@@ -334,16 +344,20 @@ def _height_guides(config, speaker, head_to_world, camera_to_world, rays) -> Arr
     origin, direction = cameras.rays(camera, rays)
     origin = cameras.transform(to_head, origin[:, None])[:, 0]
     direction = direction @ np.swapaxes(to_head[:, :3, :3], -1, -2)
-    return _everywhere(*between_heights(origin, direction, -config.nerf.near, -config.nerf.far))
+    steep = direction[..., 2] < -SHALLOW  # a ray along the planes meets neither
+    down = np.where(steep[..., None], direction, [0.0, 0.0, -1.0])
+    near, far = between_heights(origin, down, -config.nerf.near, -config.nerf.far)
+    return _everywhere(near, far, steep & (near > 0))
 
 
-def _everywhere(near: np.ndarray, far: np.ndarray) -> Arrays:
-    """Guides of rays that are all sampled between two depths [T, R]; nothing undoes expression."""
+def _everywhere(near: np.ndarray, far: np.ndarray, active: np.ndarray | None = None) -> Arrays:
+    """Guides of rays that are all sampled between two depths [T, R], unless `active` says which;
+    nothing undoes expression."""
     return {
         "near": near.astype(np.float32),
         "far": far.astype(np.float32),
         "offset": np.zeros((*near.shape, 3), np.float32),
-        "active": np.ones(near.shape, bool),
+        "active": np.ones(near.shape, bool) if active is None else active,
         "depth": np.full(near.shape, np.inf, np.float32),
     }
 
@@ -519,8 +533,8 @@ def check_config(config: ConfigDict) -> None:
             "config.nerf.geometry_weight: the 3DMM's geometry comes with nerf.sampling=shell; set "
             f"--config.nerf.geometry_weight=0 with nerf.sampling={config.nerf.sampling}"
         )
-    if config.nerf.init:
-        _check_init(config)
+    if config.nerf.chunk < 0:
+        raise UserError(f"config.nerf.chunk={config.nerf.chunk}: must be 0 (all points) or more")
     if config.lip.ears < 1:
         raise UserError(f"config.lip.ears={config.lip.ears}: must be 1 or more")
     if config.lip.ears > 1 and not (config.lip.deaf_to_images and config.lip.code_weight):
@@ -545,7 +559,7 @@ def check_config(config: ConfigDict) -> None:
         )
 
 
-def _check_init(config: ConfigDict) -> None:
+def check_init(config: ConfigDict) -> None:
     """UserError where the weights to start from are of another network than the config's."""
     present = dict(configs.flatten(config))
     for name, value in headnerf.settings_of(convert.load(config.nerf.init, "headnerf")).items():
@@ -661,6 +675,8 @@ class Learner:
         record = record_of(config, datasets)
         checkpoint.writable_folder(workdir)
         check_same_run(workdir, record["config"], record["data"])
+        if config.nerf.init and not self.is_finished("nerf"):
+            check_init(config)
         self.rows = np.cumsum([0] + [d.num_frames for d in datasets])
         self.speakers = [_speaker(config, d, int(row)) for d, row in zip(datasets, self.rows)]
         self.heard = [self._hear(d, s) for d, s in zip(datasets, self.speakers)]
@@ -721,13 +737,7 @@ class Learner:
 
     def stage(self, name: str) -> trainer.Stage:
         """The stage, with networks of the size known so far."""
-        stage = stages.make_stages(self.config, self._talker(), self.facts)[name]
-        if name != "nerf" or not self.config.nerf.init:
-            return stage
-        nerf = self.config.nerf
-        weights = convert.load(nerf.init, "headnerf")
-        given = headnerf.head_params(weights, nerf.latent, nerf.code_scale, nerf.unit)
-        return replace(stage, init=lambda *drawn: headnerf.put(stage.init(*drawn), given))
+        return stages.make_stages(self.config, self._talker(), self.facts)[name]
 
     def is_finished(self, name: str) -> bool:
         """Whether a stage has had all its steps; the first host of a job decides."""

@@ -59,7 +59,8 @@ class Head(nn.Module):
         backdrop: what is behind the head: one 'colour' of features, or a 'map' of rays × rays.
         rays: per side of an image, which the map hangs on.
         spread: of the upsampler.
-        chunk: points that are evaluated at once, 0 for all: bounds the memory of large images.
+        chunk: points that are evaluated at once, over the batch and all devices, 0 for all: bounds
+            the memory of large images.
         remat: what backpropagation computes anew instead of keeping it: 'none'; 'cheap', all but
             the products of matrices; 'all', for the least memory.
     """
@@ -141,19 +142,19 @@ class Head(nn.Module):
             density = density.reshape(shape) * guide.active[..., None]
             return integrate(density, features.reshape(*shape, -1), samples.edges, samples.stretch)
 
-        if self.remat != "none":
-            shade = nn.remat(shade, policy=_POLICIES[self.remat], prevent_cse=False)
         hit = self._in_pieces(shade, (guide, direction, place), batch)
         return hit, chosen, guide
 
     def _in_pieces(self, shade: Callable, rays: tuple, batch: int) -> Integral:
         """shade(rays) [B, capacity, …], so many rays at a time that `chunk` points are evaluated.
 
-        A piece takes every n-th ray, so that each device has as much of it as of the whole.
+        A piece takes every n-th ray: where devices divide the rays, each has some of it.
         """
         least = -(-batch * self.capacity * self.samples // self.chunk) if self.chunk else 1
         pieces = next(n for n in range(min(least, self.capacity), self.capacity + 1)
                       if self.capacity % n == 0)  # fmt: skip
+        if self.remat != "none":  # outside a loop XLA would merge what is computed twice
+            shade = nn.remat(shade, policy=_POLICIES[self.remat], prevent_cse=pieces == 1)
         if pieces == 1:
             return shade(self, rays)
 

@@ -30,10 +30,6 @@ def from_state(state: Weights) -> Weights:
     """
     left = {k: v for k, v in state.items()}
     weights: Weights = {}
-    first = left.get("fg_CD_predictor.FeaExt_module_0.weight")
-    if first is None or first.ndim != 4:
-        raise ValueError("no fg_CD_predictor.FeaExt_module_0.weight")
-    width, encoded = first.shape[0], first.shape[1] - SHAPE
 
     def dense(name: str, peer: str, outputs: int, inputs: int) -> None:
         kernel = take(left, f"{peer}.weight", (outputs, inputs, 1, 1))[..., 0, 0]
@@ -41,16 +37,22 @@ def from_state(state: Weights) -> Weights:
         weights[f"{name}.bias"] = take(left, f"{peer}.bias", (outputs,))
 
     def size(peer: str, axis: int) -> int:
-        if f"{peer}.weight" not in left:
-            raise ValueError(f"no {peer}.weight")
-        return left[f"{peer}.weight"].shape[axis]
+        kernel = left.get(f"{peer}.weight")
+        if kernel is None or kernel.ndim != 4:
+            raise ValueError(f"no {peer}.weight of a 1 × 1 convolution")
+        return kernel.shape[axis]
 
     field = "fg_CD_predictor"
-    depth = 0
+    width, inputs = (size(f"{field}.FeaExt_module_0", axis) for axis in (0, 1))
+    encoded = inputs - SHAPE
+    if encoded < 9 or (encoded - 3) % 6:
+        raise ValueError(f"{field}.FeaExt_module_0.weight has {inputs} inputs")
+    depth, again = 0, 0
     while f"{field}.FeaExt_module_{depth}.weight" in left:
         peer = f"{field}.FeaExt_module_{depth}"
-        inputs = encoded + SHAPE if depth == 0 else size(peer, 1)
-        if inputs not in (width, width + encoded + SHAPE) and depth:
+        inputs = size(peer, 1)
+        again += inputs == width + encoded + SHAPE
+        if depth and inputs not in (width, width + encoded + SHAPE) or again > 1:
             raise ValueError(f"{peer}.weight has {inputs} inputs")
         dense(f"layer_{depth}", peer, width, inputs)
         depth += 1
@@ -107,6 +109,8 @@ def settings_of(weights: Weights) -> dict[str, Any]:
         "density": "relu",
         "looks": "colour",
         "backdrop": "map",
+        "pi": False,
+        "spread": "tile",
     }
     return {"size": rays * 2**blocks} | {f"nerf.{name}": value for name, value in nerf.items()}
 

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t3d import convert
 from t3d import talker as talkers
 from t3d.camera import Camera, recorded
 from t3d.nerf.head import Head, View
 from t3d.nerf.rays import Guide
+from t3d.peers import headnerf
 from t3d.prior import encoder as encoders
 from t3d.prior.heads import CODES
 from t3d.space import action_units, standardize
@@ -487,7 +489,12 @@ def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
 
     def init(key, batch):
         motion = Motion(*[jnp.zeros_like(batch["expression"])] * 3)
-        return head.init(key, _codes(motion, batch), view_of(batch), batch["row"])
+        params = head.init(key, _codes(motion, batch), view_of(batch), batch["row"])
+        if not nerf.init:
+            return params
+        weights = convert.load(nerf.init, "headnerf")
+        given = headnerf.head_params(weights, nerf.latent, nerf.code_scale, nerf.unit)
+        return headnerf.put(params, given)
 
     def loss(params, frozen, batch, key, step):
         keys = jax.random.split(key)

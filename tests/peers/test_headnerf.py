@@ -287,8 +287,9 @@ SMALL += ["nerf.rays=16", "size=32", "space.patch=4", "nerf.samples=4"]
 
 
 def test_a_training_starts_from_its_weights(converted, prepared_speaker, tmp_path):
-    config = configs.load_config("headnerf", [*SMALL, f"nerf.init={converted}"])
+    config = configs.load_config("headnerf", [*SMALL, "nerf.latent=8", f"nerf.init={converted}"])
     runs.check_config(config)
+    runs.check_init(config)
     learner = runs.Learner(config, [SpeakerDataset(prepared_speaker)], tmp_path / "r", tmp_path)
     stage = learner.stage("nerf")
     batch = jax.tree.map(
@@ -310,9 +311,9 @@ def test_a_training_starts_from_its_weights(converted, prepared_speaker, tmp_pat
 def test_a_config_of_another_network_is_named_before_anything_is_trained(converted):
     other = [*SMALL[1:], "nerf.width=24", f"nerf.init={converted}"]
     with pytest.raises(UserError, match="nerf.width=16, not 24.*--config headnerf"):
-        runs.check_config(configs.load_config("headnerf", other))
+        runs.check_init(configs.load_config("headnerf", other))
     with pytest.raises(UserError, match="no converted weights there"):
-        runs.check_config(configs.load_config("headnerf", ["nerf.init=nowhere"]))
+        runs.check_init(configs.load_config("headnerf", ["nerf.init=nowhere"]))
 
 
 def test_its_sampling_lies_between_two_planes_of_the_head_whatever_the_camera():
@@ -327,3 +328,6 @@ def test_its_sampling_lies_between_two_planes_of_the_head_whatever_the_camera():
     for depth, height in ((guide["near"], 25.0), (guide["far"], -35.0)):
         points = cameras.transform(cameras.inverse(pose), depth[0][None, :, None] * direction)
         np.testing.assert_allclose(points[..., 2], height, atol=1e-3)
+    aside = cameras.head_pose(np.array([[0.0, 1.5, 0.0]], np.float32), place).astype(np.float32)
+    guide = runs.guides_of(config, speaker, np.zeros((1, 79)), aside, eye, 8)
+    assert not guide["active"].any() and (guide["far"] > guide["near"]).all()
