@@ -11,7 +11,7 @@ RIM = 0.05  # of the side: where they are compared, along the head's edge
 
 
 def composite(
-    rendered: np.ndarray, alpha: np.ndarray, filmed: np.ndarray, mask: np.ndarray, jaw: np.ndarray
+    rendered: np.ndarray, alpha: np.ndarray, filmed: np.ndarray, mask: np.ndarray, face: np.ndarray
 ) -> np.ndarray:
     """The filmed picture with the rendered head in the place of its own.
 
@@ -22,7 +22,7 @@ def composite(
     Args:
         rendered: uint8 [S, S, 3] on white; alpha: [F, F] in [0, 1] its opacity, of any resolution.
         filmed: uint8 [S, S, 3]; mask: uint8 [S, S] of its head (0 … 255).
-        jaw: [P, 2] pixels (x, y), the filmed face's outline, whose hull is where a jaw may show.
+        face: [P, 2] pixels (x, y) of the filmed face; a jaw may show within their hull.
 
     Returns:
         uint8 [S, S, 3].
@@ -37,7 +37,7 @@ def composite(
     if not solid.any():
         return filmed
     weight = _faded(solid, FEATHER * side)[..., None]
-    base = _without_jaw(filmed, solid > 0, jaw)
+    base = _without_jaw(filmed, solid > 0, face)
     shown = rendered.astype(np.float32)
     shown += _difference(shown, base.astype(np.float32), solid, mask, side)
     mixed = weight * np.clip(shown, 0, 255) + (1 - weight) * base
@@ -53,16 +53,16 @@ def _faded(solid: np.ndarray, width: float) -> np.ndarray:
     return way * way * (3 - 2 * way)
 
 
-def _without_jaw(filmed: np.ndarray, solid: np.ndarray, jaw: np.ndarray) -> np.ndarray:
+def _without_jaw(filmed: np.ndarray, solid: np.ndarray, face: np.ndarray) -> np.ndarray:
     """The filmed picture, its face painted over from around it below the rendered head."""
     import cv2
 
-    face = np.zeros(solid.shape, np.uint8)
-    cv2.fillConvexPoly(face, cv2.convexHull(np.round(jaw).astype(np.int32)), 1)
+    hull = np.zeros(solid.shape, np.uint8)
+    cv2.fillConvexPoly(hull, cv2.convexHull(np.round(face).astype(np.int32)), 1)
     side = len(filmed)
     grow = np.ones((max(3, side // 64),) * 2, np.uint8)
     below = np.cumsum(solid, 0) > 0  # in each column
-    shows = cv2.dilate(np.uint8((face > 0) & ~solid), grow) & np.uint8(~solid & below)
+    shows = cv2.dilate(np.uint8((hull > 0) & ~solid), grow) & np.uint8(~solid & below)
     if not shows.any():
         return filmed
     # What the head covers must not bleed into the neck.

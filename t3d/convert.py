@@ -54,7 +54,7 @@ KINDS = {
     ),
     "headnerf": Kind(
         "HeadNeRF's model_Reso32.pth, model_Reso32HR.pth or model_Reso64.pth",
-        "non-commercial research use only (HeadNeRF's README)",
+        "academic or non-profit organization noncommercial research use only (HeadNeRF's README)",
         headnerf.from_state,
     ),
 }

@@ -190,6 +190,7 @@ def composite_video(
 
     Args:
         dataset: that the run learned the speaker from (`run.dataset_of`).
+        audio: [N] (16 kHz); output, heard: as `render_video`.
 
     Yields:
         uint8 [S, S, 3], S the dataset's size.

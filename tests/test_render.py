@@ -174,8 +174,8 @@ def test_one_program_is_compiled_for_each_shape_however_many_frames_are_drawn(un
     motion = runs.motion_of(untrained, speaker, np.zeros((400, 80), np.float32), 60)
     drawer = runs._drawer(untrained.talker, False)
 
-    def draw(first: int) -> set[int]:
-        """Draws 30 frames; the capacities that they ask for."""
+    def draw(first: int) -> set[tuple[int, ...]]:
+        """Draws 30 frames; the shapes of their images."""
         poses = speaker.head_to_world[render.to_and_fro(len(speaker.head_to_world), 60)]
         poses = poses[first : first + 30]
         eyes = np.tile(np.eye(4, dtype=np.float32), (30, 1, 1))

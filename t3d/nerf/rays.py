@@ -56,12 +56,14 @@ def select(active: jax.Array, capacity: int) -> jax.Array:
 
 
 def between_heights(origin, direction, high: float, low: float):
-    """Depths near, far [..., R] at which rays pass two heights over the head's frontal plane.
+    """Depths near, far [..., R] (cm) at which rays pass two heights over the head's frontal plane.
 
-    HeadNeRF's samples lie on such planes, equal z of the head's frame, whatever the camera.
+    HeadNeRF's samples lie on such planes, equal z of the head's frame, whatever the camera. Depths
+    of rays along the planes, or away from them, are infinite or negative.
 
     Args:
-        origin: [..., 3]; direction: [..., R, 3] (unit depth), in the head's frame; high, low: z.
+        origin: [..., 3]; direction: [..., R, 3] (unit depth), in the head's frame.
+        high, low: z (cm).
     """
     fall = -direction[..., 2]
     return (origin[..., None, 2] - high) / fall, (origin[..., None, 2] - low) / fall

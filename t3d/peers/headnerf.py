@@ -16,7 +16,6 @@ from t3d.peers.torch_file import take
 
 Weights = dict[str, np.ndarray]
 SHAPE, LOOKS = 100 + 79, 100 + 27  # identity and expression; albedo and illumination
-HIGH, LOW = 2.5, -3.5  # z of the head's frame between which it samples, in its units
 _BINOMIAL = np.array([1, 2, 1], np.float32)
 
 

@@ -21,6 +21,7 @@ from t3d.nerf.rays import Guide
 from t3d.nerf.upsampler import Upsampler, blur
 from t3d.peers import headnerf
 
+HIGH, LOW = 2.5, -3.5  # z of the head's frame between which it samples, in its units
 FIELD = Field(
     width=384, depth=8, skip=4, features=256, encoding="fourier", octaves=10, colour=192,
     unit=1.0, code_scale=1.0, density="relu", looks="colour",
@@ -55,7 +56,7 @@ def view_of(data, rotation=None, position=None) -> View:
     eye = jnp.tile(jnp.eye(4), (len(data["in_Rmats"]), 1, 1))
     side = int(data["in_xy"].shape[-1] ** 0.5)
     origin, direction = rays.head_rays(camera, eye, side)
-    near, far = rays.between_heights(origin, direction, headnerf.HIGH, headnerf.LOW)
+    near, far = rays.between_heights(origin, direction, HIGH, LOW)
     active = jnp.ones(near.shape, bool)
     return View(camera, eye, Guide(near, far, jnp.zeros((*near.shape, 3)), active))
 
