@@ -73,7 +73,7 @@ class Speaker:
         identity [100], albedo [100], illumination [27] (mean over training), intrinsics [4].
         identity_face: [96, 96, 3] I_id in [0, 1].
         head_to_world: [N, 4, 4] the recorded pose of the longest unbroken run of training frames.
-        scalp: cm of room for hair.
+        hair: [V] cm of hair over the shell's vertices; room: cm for more of it.
         row: first row of the speaker in the table of per-frame codes.
         voice: [2, D] mean and deviation of what is heard of it (`features.voice_of`).
         feature_scale: [2, D] mean and deviation of its speech features over the training frames;
@@ -88,7 +88,8 @@ class Speaker:
     intrinsics: np.ndarray
     identity_face: np.ndarray
     head_to_world: np.ndarray
-    scalp: float
+    hair: np.ndarray
+    room: float
     row: int
     voice: np.ndarray
     feature_scale: np.ndarray = field(default_factory=lambda: np.zeros((2, 0), np.float32))
@@ -101,7 +102,7 @@ class Speaker:
     @cached_property
     def shell(self) -> Shell:
         """Where the speaker's rays are sampled."""
-        return shell.make_shell(basis.load(self.prior), self.identity, self.scalp)
+        return shell.make_shell(basis.load(self.prior), self.identity, self.hair, self.room)
 
     @property
     def pivot(self) -> np.ndarray:
@@ -359,6 +360,7 @@ def _everywhere(near: np.ndarray, far: np.ndarray, active: np.ndarray | None = N
         "offset": np.zeros((*near.shape, 3), np.float32),
         "active": np.ones(near.shape, bool) if active is None else active,
         "depth": np.full(near.shape, np.inf, np.float32),
+        "skin": np.zeros(near.shape, bool),
     }
 
 
@@ -1103,20 +1105,28 @@ def _voice(config: ConfigDict, dataset: SpeakerDataset) -> np.ndarray:
     return voice_of(config, heard)
 
 
+def _turned(head_to_world: np.ndarray, frames: np.ndarray, count: int = 24) -> np.ndarray:
+    """Of some frames `count` from the most to the least turned to a side."""
+    order = frames[np.argsort(head_to_world[frames, 0, 2], kind="stable")]
+    return order[np.linspace(0, len(order) - 1, count).astype(int)]
+
+
+def _hair(config: ConfigDict, dataset: SpeakerDataset) -> tuple[np.ndarray, float]:
+    """Hair [V] over the shell's vertices, and room for more of it (cm)."""
+    frames, track = dataset.frames("train"), dataset.track
+    few = _turned(track["head_to_world"], frames)
+    model, identity = basis.load(dataset.meta["prior"]), track["identity"]
+    masks = np.stack([dataset.picture(f, "mask", 128) for f in few]) / 255.0
+    seen = track["head_to_world"][few], cameras.recorded(track["intrinsics"]), masks
+    hair = shell.fit_hair(model, identity, *seen) if config.nerf.hair else 0.0
+    head = shell.make_shell(model, identity, hair, 0.0)
+    return head.hair, shell.fit_room(head, track["expression"][few], *seen)
+
+
 def _speaker(config: ConfigDict, dataset: SpeakerDataset, row: int) -> Speaker:
     """What a run keeps of a dataset; everything is taken from its training frames."""
     frames, track = dataset.frames("train"), dataset.track
-    few = frames[np.linspace(0, len(frames) - 1, 16).astype(int)]
-    model = basis.load(dataset.meta["prior"])
-    masks = np.stack([dataset.picture(f, "mask", 64) for f in few]) / 255.0
-    scalp = shell.fit_scalp(
-        model,
-        track["identity"],
-        track["expression"][few],
-        track["head_to_world"][few],
-        cameras.recorded(track["intrinsics"]),
-        masks,
-    )
+    hair, room = _hair(config, dataset)
     face = dataset.picture(dataset.meta["identity_frame"], "face").astype(np.float32) / 255
     return Speaker(
         name=dataset.name,
@@ -1127,7 +1137,8 @@ def _speaker(config: ConfigDict, dataset: SpeakerDataset, row: int) -> Speaker:
         intrinsics=track["intrinsics"],
         identity_face=face,
         head_to_world=track["head_to_world"][recorded_frames(dataset)],
-        scalp=float(scalp),
+        hair=hair,
+        room=room,
         row=row,
         voice=_voice(config, dataset),
         feature_scale=_feature_scale(config, dataset),

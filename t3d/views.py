@@ -27,7 +27,7 @@ from t3d.data.speaker_dataset import SpeakerDataset, on_white
 from t3d.errors import UserError
 from t3d.metrics import image, lips, uncertainty
 from t3d.metrics.views import depth_error, mask_iou, similarity3
-from t3d.prior import basis, morphable, raster, shell, tracker
+from t3d.prior import basis, morphable, shell, tracker
 from t3d.prior.morphable import MorphableModel
 from t3d.run import Run, Speaker
 from t3d.talker import Motion
@@ -37,7 +37,6 @@ YAWS = (0.0, 10.0, -10.0, 20.0, -20.0, 30.0, -30.0, 45.0, -45.0)  # degrees: of 
 BIN = 3.0  # degrees of yaw of the turned frames that were held out
 FEWEST_FACES = 8  # that a shape is fitted to
 SAME = 10.0  # of 255: most by which a picture of a film and of its dataset differ, on average
-HAIR = 0.1  # of the room for hair: where there is less of it, a vertex is face
 FRONT = "front"
 REMEDY = "give the folder of a speaker that this t3d synthesize made"
 Figures = dict[str, float | str]
@@ -376,12 +375,11 @@ def real(
         motion: of the frames [T] of a split.
 
     Returns:
-        'views/yaw+20/NAME' and so on: iou of our silhouette with the bare 3DMM's (which hair that
-        has a density of its own lowers), covered (share of the 3DMM that is covered), depth_cm
-        over the face, off the 3DMM's, each with an interval; found (share of faces found),
-        yaw_error (degrees, the recovered less the asked yaw), identity_mm (RMS distance of the
-        recovered shape from the run's, over the face), mouth_r (the mouth opening against that at
-        yaw 0, with its interval).
+        'views/yaw+20/NAME' and so on: iou of our silhouette with the 3DMM's, whose hair the masks'
+        outlines told, covered (share of it that is covered), depth_cm over the hairless face, off
+        the 3DMM's, each with an interval; found (share of faces found), yaw_error (degrees, the
+        recovered less the asked yaw), identity_mm (RMS distance of the recovered shape from the
+        run's, over the face), mouth_r (the mouth opening against that at yaw 0, with its interval).
         Landmarks of the 3DMM itself come back within 1° and 1.5 mm at any yaw: the rest is ours
         and MediaPipe's. Where turned frames were held out, also those of `held_out`, whatever the
         split.
@@ -403,7 +401,7 @@ def real(
 
 
 def against_mesh(drawn: Drawn, mesh: np.ndarray, face: np.ndarray) -> Arrays:
-    """iou, covered and depth_cm [n] of our view against the bare 3DMM.
+    """iou, covered and depth_cm [n] of our view against the 3DMM with its hair.
 
     Args:
         mesh: [n, F, F] its depth, infinite beside it; face: [n, F, F] bool, its hairless part.
@@ -417,19 +415,14 @@ def against_mesh(drawn: Drawn, mesh: np.ndarray, face: np.ndarray) -> Arrays:
 
 
 def _mesh(speaker: Speaker, expression, poses, views, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Depth and face [n, size, size] of the tracked 3DMM in motion."""
+    """Depth and skin [n, size, size] of the tracked 3DMM in motion, with its hair."""
     head = speaker.shell
-    room = np.linalg.norm(head.outward, axis=-1) - shell.FACE_MARGIN
-    face = (room < HAIR * speaker.scalp)[head.triangles].all(1)
-    moved = expression[:, : len(head.expression_basis)] @ head.expression_basis
-    depths, faces = [], []
-    for offset, pose, view in zip(moved, poses, views, strict=True):
-        surface = cameras.transform(pose, head.neutral + offset.reshape(-1, 3))
-        uv, depth = cameras.project(Camera(speaker.intrinsics, view), surface)
-        seen = raster.rasterize(uv * size, depth, head.triangles, size, size)
-        depths.append(seen.depth)
-        faces.append(face[seen.triangle] & (seen.triangle >= 0))
-    return np.stack(depths), np.stack(faces)
+    seen = [
+        shell.surface(head, shell.expressed(head, e), pose, Camera(speaker.intrinsics, view), size)
+        for e, pose, view in zip(expression, poses, views, strict=True)
+    ]
+    depths, skins = zip(*seen)
+    return np.stack(depths), np.stack(skins)
 
 
 def _detect(images: np.ndarray) -> Landmarks:

@@ -409,6 +409,7 @@ class _Preparation:
             fit_frames,
             pictures.images,
             lambda index: pictures.head_masks(index) / 255,
+            doubt=1.0 if self.clip.truth is not None else tracker.MEDIAPIPE_DOUBT,
             progress=self.bars.bar(title, 1),
         )
 

@@ -360,12 +360,12 @@ def _offset_line(f: dict[str, float], name: str) -> Line:
 
 def _focal_line(f: dict[str, float]) -> Line:
     known = f["focal_deviation"] < tracker.OBSERVABLE
-    how = f"found to {f['focal_deviation']:.0%}" if known else "assumed"
+    how = f"found to {f['focal_deviation']:.0%}" if known else "mostly assumed"
     return Line(
         "focal length",
         f"{f['focal']:.2f} image sides, {how}",
         known,
-        "the head turns too little to tell the focal length: it is assumed, and views from the "
+        "the head turns too little to tell the focal length: it is mostly assumed, views from the "
         "side are as deep or flat as that makes them",
     )
 

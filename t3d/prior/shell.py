@@ -6,12 +6,13 @@ that bound each ray, and the offset that carries a point back to the neutral hea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from t3d import camera as cameras
 from t3d.camera import Camera
+from t3d.prior import hair as hairs
 from t3d.prior import morphable, raster
 from t3d.prior.morphable import MorphableModel
 
@@ -19,6 +20,9 @@ FACE_MARGIN = 0.6  # cm in front of the skin
 BEHIND = 0.9  # cm behind the surface that was hit
 HAIR_CHORD = 6.0  # cm: how deep a ray that only grazes the hair is followed
 THIN = ("face", "head_neck")  # regions that are inflated; teeth, eyes and sockets are not
+BARE = 0.3  # cm of hair: a vertex with less of it is skin
+ROOM = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)  # cm beyond the hair that are tried
+COVERED = 0.995  # share of the masks' pixels that the hull has to cover
 
 
 @dataclass(frozen=True)
@@ -28,21 +32,42 @@ class Shell:
     Attributes:
         neutral: [V, 3] cm, the vertices that are drawn (no neck); triangles: [F, 3] of them.
         expression_basis: [K, V · 3] of the expression vectors that move anything, the first K.
-        outward: [V, 3] cm, added to a vertex it gives the outer hull (skin margin, hair).
+        normals: [V, 3] directions in which the skin is inflated, 0 where it is not.
+        scalp: [V] in [0, 1], 1 where hair may grow; away: [V, 3] from the skull's middle, the
+            direction in which it does (normals would tie knots about the ears).
+        hair: [V] cm of it over each vertex; room: cm for more of it on the scalp.
     """
 
     neutral: np.ndarray
     expression_basis: np.ndarray
     triangles: np.ndarray
-    outward: np.ndarray
+    normals: np.ndarray
+    scalp: np.ndarray
+    away: np.ndarray
+    hair: np.ndarray
+    room: float
+
+    @property
+    def hairy(self) -> np.ndarray:
+        """[V, 3] cm, added to a vertex it gives the surface of the hair."""
+        return self.away * self.hair[:, None]
+
+    @property
+    def outward(self) -> np.ndarray:
+        """[V, 3] cm, added to a vertex it gives the outer hull."""
+        grown = self.hair + self.room * self.scalp
+        return self.normals * FACE_MARGIN + self.away * grown[:, None]
 
 
-def make_shell(model: MorphableModel, identity: np.ndarray, scalp: float) -> Shell:
+def make_shell(
+    model: MorphableModel, identity: np.ndarray, hair: np.ndarray | float, room: float
+) -> Shell:
     """The shell of one speaker.
 
     Args:
         model: the 3DMM (NumPy arrays); identity: [100].
-        scalp: cm of room for hair over the skull.
+        hair: [V] cm over each of the shell's vertices (`fit_hair`), or one for the whole scalp.
+        room: cm for hair beyond that.
     """
     neutral = np.asarray(
         morphable.vertices(model, np.asarray(identity, np.float32), np.zeros(79, np.float32))
@@ -50,17 +75,23 @@ def make_shell(model: MorphableModel, identity: np.ndarray, scalp: float) -> She
     triangles = np.asarray(model.triangles)
     normals = np.asarray(morphable.vertex_normals(neutral, triangles))
     landmarks = neutral[np.asarray(model.landmarks68)]
-    margin = FACE_MARGIN + scalp * _scalp(neutral, landmarks)
     thin = np.isin(np.asarray(model.region), [model.region_names.index(n) for n in THIN])
     kept = triangles[(neutral[:, 1] > _jaw_plane(neutral, landmarks))[triangles].all(1)]
     used, triangles = np.unique(kept, return_inverse=True)
     basis = np.asarray(model.expression_basis, np.float32)
     moving = 1 + np.flatnonzero(basis.any((1, 2))).max()
+    scalp = (_scalp(neutral, landmarks) * thin)[used].astype(np.float32)
+    neutral = neutral[used].astype(np.float32)
+    away = neutral - neutral[scalp > 0.5].mean(0)
     return Shell(
-        neutral=neutral[used].astype(np.float32),
+        neutral=neutral,
         expression_basis=np.ascontiguousarray(basis[:moving, used].reshape(moving, -1)),
         triangles=np.ascontiguousarray(triangles.reshape(kept.shape), np.int32),
-        outward=(normals * (margin * thin)[:, None])[used].astype(np.float32),
+        normals=(normals * thin[:, None])[used].astype(np.float32),
+        scalp=scalp,
+        away=away / np.linalg.norm(away, axis=-1, keepdims=True),
+        hair=np.asarray(hair * scalp if np.isscalar(hair) else hair, np.float32),
+        room=room,
     )
 
 
@@ -81,35 +112,57 @@ def _jaw_plane(vertices: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return corner[1] + share * (chin[1] - corner[1])
 
 
+def surface(
+    shell: Shell, expressed: np.ndarray, head_to_world: np.ndarray, camera: Camera, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The head with its hair as a camera sees it: depth [size, size] (cm, infinite beside it) and
+    where it is skin [size, size] bool.
+
+    Args:
+        expressed: [V, 3] the shell's vertices in motion.
+    """
+    seen = _draw(shell, expressed + shell.hairy, head_to_world, camera, size)
+    skin = (shell.hair < BARE)[shell.triangles].all(1)
+    return seen.depth, skin[seen.triangle] & (seen.triangle >= 0)
+
+
+def expressed(shell: Shell, expression: np.ndarray) -> np.ndarray:
+    """The shell's vertices [V, 3] with an expression [79] (cm, head frame)."""
+    basis = shell.expression_basis
+    moved = np.asarray(expression, np.float32)[: len(basis)] @ basis
+    return shell.neutral + moved.reshape(-1, 3)
+
+
+def _draw(shell, vertices, head_to_world, camera, size, farthest=False) -> raster.Raster:
+    uv, depth = cameras.project(camera, cameras.transform(head_to_world, vertices))
+    return raster.rasterize(uv * size, depth, shell.triangles, size, size, farthest)
+
+
 def guide(
     shell: Shell, expression: np.ndarray, head_to_world: np.ndarray, camera: Camera, size: int
 ) -> dict[str, np.ndarray]:
-    """What the rays of one size × size view need to know (fields of nerf.rays.Guide, and depth).
+    """What the rays of one size × size view need to know (fields of nerf.rays.Guide, and more).
 
     Args:
         expression: [79]; head_to_world: [4, 4]; camera: of the view; size: rays per
             side, R = size².
 
     Returns:
-        near, far [R] cm; offset [R, 3] cm; active [R] bool; depth [R] cm of the bare surface
-        (infinite where a ray misses it).
+        near, far [R] cm; offset [R, 3] cm; active [R] bool; depth [R] cm of the surface, hair
+        included (infinite where a ray misses it), and skin [R] bool, where that is no hair.
     """
-    basis = shell.expression_basis
-    moved = (np.asarray(expression, np.float32)[: len(basis)] @ basis).reshape(-1, 3)
-    expressed = shell.neutral + moved
-
-    def draw(vertices: np.ndarray, farthest: bool = False) -> raster.Raster:
-        uv, depth = cameras.project(camera, cameras.transform(head_to_world, vertices))
-        return raster.rasterize(uv * size, depth, shell.triangles, size, size, farthest)
-
-    skin, hull = draw(expressed), draw(expressed + shell.outward)
-    back = draw(expressed + shell.outward, farthest=True).depth
-    hit, inside = skin.triangle >= 0, hull.triangle >= 0
-    near = np.where(hit, np.minimum(hull.depth, skin.depth - FACE_MARGIN), hull.depth)
-    far = np.where(hit, skin.depth + BEHIND, np.minimum(back, hull.depth + HAIR_CHORD))
+    vertices = expressed(shell, expression)
+    at = head_to_world, camera, size
+    bare, hull = _draw(shell, vertices, *at), _draw(shell, vertices + shell.outward, *at)
+    back = _draw(shell, vertices + shell.outward, *at, farthest=True).depth
+    depth, skin = surface(shell, vertices, *at)
+    hit, inside = bare.triangle >= 0, hull.triangle >= 0
+    near = np.where(hit, np.minimum(hull.depth, bare.depth - FACE_MARGIN), hull.depth)
+    far = np.where(hit, bare.depth + BEHIND, np.minimum(back, hull.depth + HAIR_CHORD))
+    moved = vertices - shell.neutral
     offset = np.where(
         hit[..., None],
-        raster.interpolate(skin, shell.triangles, -moved),
+        raster.interpolate(bare, shell.triangles, -moved),
         raster.interpolate(hull, shell.triangles, -moved),
     )
     active = hit | inside
@@ -121,33 +174,49 @@ def guide(
         .reshape(-1),
         "offset": np.where(active[..., None], offset, 0).astype(np.float32).reshape(-1, 3),
         "active": active.reshape(-1),
-        "depth": skin.depth.astype(np.float32).reshape(-1),
+        "depth": depth.astype(np.float32).reshape(-1),
+        "skin": skin.reshape(-1),
     }
 
 
-def fit_scalp(
+def fit_hair(
     model: MorphableModel,
     identity: np.ndarray,
+    head_to_world: np.ndarray,
+    camera: Camera,
+    masks: np.ndarray,
+) -> np.ndarray:
+    """Thickness [V] (cm) of a speaker's hair over the shell's vertices, by the masks' outlines.
+
+    Args:
+        identity: [100]; head_to_world [n, 4, 4], masks [n, S, S] in [0, 1] of a few frames.
+    """
+    bald = make_shell(model, identity, 0.0, 0.0)
+    return hairs.fit(
+        bald.neutral, bald.away, bald.triangles, bald.scalp, head_to_world, camera, masks
+    )
+
+
+def fit_room(
+    shell: Shell,
     expression: np.ndarray,
     head_to_world: np.ndarray,
     camera: Camera,
     masks: np.ndarray,
-    choices: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
-    share: float = 0.995,
 ) -> float:
-    """The least room for hair (cm) whose hull covers `share` of the head masks' pixels.
+    """The least room beyond the hair (cm) whose hull covers the masks.
 
     Args:
         expression [n, 79], head_to_world [n, 4, 4], masks [n, S, S] in [0, 1] of a few frames.
     """
     size = masks.shape[1]
-    for scalp in choices:
-        shell = make_shell(model, identity, scalp)
+    for room in ROOM:
+        roomy = replace(shell, room=room)
         covered = [
-            guide(shell, e, pose, camera, size)["active"].reshape(size, size)[mask > 0.5].mean()
-            for e, pose, mask in zip(expression, head_to_world, masks)
+            guide(roomy, e, pose, camera, size)["active"].reshape(size, size)[mask > 0.5].mean()
+            for e, pose, mask in zip(expression, head_to_world, masks, strict=True)
             if (mask > 0.5).any()
         ]
-        if np.mean(covered) >= share:
-            return scalp
-    return choices[-1]
+        if np.mean(covered) >= COVERED:
+            break
+    return room

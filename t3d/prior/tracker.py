@@ -21,9 +21,11 @@ from t3d.prior import appearance, bundle, gaps, occlusion
 from t3d.prior.morphable import EXPRESSION_DIM, EXPRESSION_STD, IDENTITY_DIM, MorphableModel
 
 FOCAL_PRIOR = 4.0  # × image side: HeadNeRF's; a frontal clip cannot tell the focal length
+KAPPA_PRIOR = 0.15  # deviation of 1 / focal length about 1 / FOCAL_PRIOR: heads 0.6 to 3 m away
+KAPPA_TOLD = 0.5  # the same while the landmarks are asked
+MEDIAPIPE_DOUBT = 2.65  # what four rendered heads seen by MediaPipe were off, over what it said
+OBSERVABLE = 0.35  # deviation of log focal length up to which it is said to be found
 JAW = slice(0, 17)
-OBSERVABLE = 0.22  # deviation of log focal length up to which it is believed
-KAPPA_NOISE = 0.5  # deviation of 1 / focal length about 1 / FOCAL_PRIOR
 NAMED_NOISE = 0.3  # σ by which a detector's blendshape weights are off
 SHARED_FRAMES = 200  # that a speaker's constants are fitted on
 CHUNK = 256
@@ -45,6 +47,7 @@ def track(
     images: Callable[[np.ndarray], np.ndarray],
     masks: Callable[[np.ndarray], np.ndarray],
     *,
+    doubt: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Fits the model to a clip.
@@ -58,6 +61,8 @@ def track(
         fit_frames: the frames that identity, albedo and focal length may be fitted on.
         images: frame indices [n] -> uint8 [n, S, S, 3].
         masks: frame indices [n] -> [n, S, S], over 0 on the head.
+        doubt: how many times further off the perspective is than the landmarks' scatter says,
+            for a detector whose errors are alike in all frames.
         progress: called with (done, total).
 
     Returns:
@@ -68,7 +73,7 @@ def track(
         mouth), psnr [T] (dB,
         between the visible skin and the codes' albedo in each frame's best light, of some frames,
         else NaN), psnr_texture [T] (the same of each vertex's own colour), focal_deviation [] (of
-        log focal length; the focal length is `FOCAL_PRIOR` where that exceeds `OBSERVABLE`), jitter
+        log focal length, which is drawn towards `FOCAL_PRIOR` where the head turns little), jitter
         [2] (median change of the head's turning per frame, degrees: of frames fitted each by
         itself, and of these).
     """
@@ -76,10 +81,11 @@ def track(
     shot = np.asarray(getattr(landmarks, "shot", np.zeros(len(found), np.int32)))
     report = progress or (lambda done, total: None)
     with jax.default_matmul_precision("highest"):
-        clip = _fit_landmarks(model, landmarks, found, shot, fit_frames, report)
+        clip = _fit_landmarks(model, landmarks, found, shot, fit_frames, doubt, report)
         lost = found & ~clip.trusted
         if lost[fit_frames].mean() > FEW:
-            clip = _fit_landmarks(model, landmarks, clip.trusted, shot, fit_frames, report)
+            known = clip.trusted
+            clip = _fit_landmarks(model, landmarks, known, shot, fit_frames, doubt, report)
         elif lost.any():
             clip = _without(clip, model, landmarks, shot)
         patch, pictures = appearance.patch_of(model), (images, masks)
@@ -175,7 +181,7 @@ def _initial_frames(model: MorphableModel, points: np.ndarray, seen: bundle.Seen
     return bundle.Frames(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
-def _fit_landmarks(model, landmarks, found, shot, fit_frames, report) -> _Clip:
+def _fit_landmarks(model, landmarks, found, shot, fit_frames, doubt, report) -> _Clip:
     """All but colours, and which frames' landmarks fit the model as well as most do."""
     points = gaps.bridge(landmarks.points68, found, shot)
     eyes = float(np.median(np.linalg.norm(points[:, 36] - points[:, 45], axis=-1)[found]))
@@ -192,7 +198,7 @@ def _fit_landmarks(model, landmarks, found, shot, fit_frames, report) -> _Clip:
         gap=jnp.float32(0.008 * eyes),
         expression=jnp.full(moving, NAMED_NOISE if named else 1.0),
         shape=jnp.ones(len(bank.shape)),
-        kappa=jnp.float32(KAPPA_NOISE),
+        kappa=jnp.float32(KAPPA_TOLD),
         kappa_mean=jnp.float32(1 / FOCAL_PRIOR),
     )
     usable = fit_frames[found[fit_frames]]
@@ -202,14 +208,15 @@ def _fit_landmarks(model, landmarks, found, shot, fit_frames, report) -> _Clip:
     shared, _, learned, deviation = bundle.fit_shared(
         bank, start, *some, noise, bounded, eyes, progress=lambda done: report(int(30 * done), 100)
     )
-    deviation = deviation / float(shared.kappa)
-    kappa = shared.kappa if deviation < OBSERVABLE else noise.kappa_mean
+    kappa, deviation = _perspective(float(shared.kappa), doubt * deviation)
     # From here on the model alone: its identity takes over what the deviations explained.
     identity = jnp.arange(len(bank.shape)) < IDENTITY_DIM
     held = learned.replace(
-        shape=jnp.where(identity, 1.0, 1e-4), kappa=jnp.float32(1e-4), kappa_mean=kappa
+        shape=jnp.where(identity, 1.0, 1e-4),
+        kappa=jnp.float32(1e-4),
+        kappa_mean=jnp.float32(kappa),
     )
-    start = bundle.Shared(jnp.where(identity, shared.shape, 0.0), kappa)
+    start = bundle.Shared(jnp.where(identity, shared.shape, 0.0), held.kappa_mean)
     shared, _, learned, _ = bundle.fit_shared(bank, start, *some, held, bounded, eyes)
     report(40, 100)
     clip = _Clip(bank, shared, deviation, seen, learned, bounded, frames, frames, None, found)
@@ -221,6 +228,17 @@ def _fit_landmarks(model, landmarks, found, shot, fit_frames, report) -> _Clip:
     trusted = found & (residual < max(FAR_OFF * np.median(residual[found]), LEAST_FAR))
     report(70, 100)
     return clip._replace(trusted=trusted)
+
+
+def _perspective(told: float, deviation: float) -> tuple[float, float]:
+    """1 / focal length, by the landmarks and the prior, and the deviation of its logarithm.
+
+    Args:
+        told: by the landmarks; deviation: of that.
+    """
+    share = deviation**2 / (deviation**2 + KAPPA_PRIOR**2)
+    kappa = share / FOCAL_PRIOR + (1 - share) * told
+    return kappa, share**0.5 * KAPPA_PRIOR / kappa
 
 
 def _without(clip: _Clip, model, landmarks, shot) -> _Clip:

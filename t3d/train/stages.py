@@ -30,10 +30,11 @@ from t3d.train.trainer import Batch, Frozen, Params, Stage
 
 GUIDE = ("guide_near", "guide_far", "guide_offset", "guide_active")
 NOVEL = ("novel_camera", "novel_near", "novel_far", "novel_offset", "novel_active")
-NOVEL += ("novel_depth",)
+NOVEL += ("novel_depth", "novel_skin")
 RENDERED = ("rendered_face", "rendered_face_box", *(f"rendered_{name}" for name in CODES))
 KNOWN = ("face_box", "intrinsics", *CODES)  # of a face, real or rendered
-EMPTY_WEIGHT = 0.2  # of a random view's rays that pass the bare surface: hair may be there
+EMPTY_WEIGHT = 0.2  # of a random view's rays that pass the surface: more hair may be there
+HAIR_WEIGHT = 0.1  # of the depth of hair, which outlines tell in a few places only
 REST_OF_FACE = 0.003  # of Eq. 3 beside a cm of the lips: LipNet's sound need not tell it
 LATE_MOVES = 0.85  # share of the crops' movement that is gone at the end of the training
 RENDERED_WEIGHT = 0.1  # of heads that look less like the speaker than the speaker does
@@ -470,16 +471,19 @@ def feature_weight(batch: Batch, gain: float) -> jax.Array:
 def _geometry(head: Head, params: Params, codes, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Opacity and depth against the 3DMM at random cameras: silhouette and depth terms.
 
-    Rays that pass the bare surface are held empty with a small weight: the recorded views say
-    where hair is, and nothing else may float.
+    The surface has the hair that the masks' outlines show. Rays that pass it are held empty with a
+    small weight: recorded views say where more hair is, and nothing else may float.
     """
     found, chosen, guide = head.apply(params, codes, novel_view_of(batch), method="surface")
-    depth = jnp.take_along_axis(batch["novel_depth"], chosen, 1)
+    depth, skin = (
+        jnp.take_along_axis(batch[f"novel_{name}"], chosen, 1) for name in ("depth", "skin")
+    )
     hit = (depth > 0) & guide.active
     weight = jnp.where(hit, 1.0, EMPTY_WEIGHT) * guide.active
     silhouette = jnp.sum(weight * (hit - found.alpha) ** 2) / jnp.maximum(weight.sum(), 1.0)
     off = jnp.where(hit, found.depth - depth, 0.0)
-    return silhouette, jnp.sum(jnp.minimum(off**2, 1.0)) / jnp.maximum(hit.sum(), 1)
+    weight = hit * jnp.where(skin, 1.0, HAIR_WEIGHT)
+    return silhouette, jnp.sum(weight * jnp.minimum(off**2, 1.0)) / jnp.maximum(weight.sum(), 1.0)
 
 
 def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:

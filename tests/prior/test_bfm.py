@@ -253,7 +253,7 @@ def test_named_expressions_are_refused_in_one_line(basel):
 
 
 def test_everything_that_draws_a_head_draws_a_basel_one(basel):
-    made = shell.make_shell(basel, np.zeros(100), 2.0)
+    made = shell.make_shell(basel, np.zeros(100), 1.0, 1.0)
     view = camera.recorded(np.array([2.0, 2.0, 0.5, 0.5], np.float32))
     pose = camera.head_pose(np.zeros(3), np.array([0.0, 0.0, 70.0])).astype(np.float32)
     guide = shell.guide(made, np.zeros(79, np.float32), pose, view, 32)

@@ -1,9 +1,13 @@
 """The shell: bounds that hold what they must, on the built-in head."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from t3d import camera as cameras
+from t3d.metrics.views import mask_iou
 from t3d.prior import basis, morphable, raster, shell
 
 CAMERA = cameras.recorded(np.array([2.2, 2.2, 0.5, 0.5], np.float32))
@@ -18,7 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def made(model):
-    return shell.make_shell(model, np.zeros(100), scalp=2.0)
+    return shell.make_shell(model, np.zeros(100), hair=1.0, room=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +40,9 @@ def test_the_surface_lies_between_near_and_far(made, spoken):
     assert all(np.isfinite(guide[name]).all() for name in ("near", "far", "offset"))
 
 
-def test_offset_carries_a_point_of_the_surface_to_the_neutral_surface(model, made, spoken):
-    guide = shell.guide(made, spoken, POSE, CAMERA, SIZE)
+def test_offset_carries_a_point_of_the_surface_to_the_neutral_surface(model, spoken):
+    bald = shell.make_shell(model, np.zeros(100), hair=0.0, room=2.0)
+    guide = shell.guide(bald, spoken, POSE, CAMERA, SIZE)
     hit = np.isfinite(guide["depth"])
     origin, direction = cameras.rays(CAMERA, SIZE)
     world = origin + guide["depth"][hit, None] * direction[hit]
@@ -60,16 +65,61 @@ def test_a_neutral_face_needs_no_offset(made):
 
 
 def test_more_room_for_hair_reaches_more_rays_and_loses_none(model, made):
-    wide = shell.make_shell(model, np.zeros(100), scalp=4.0)
+    wide = shell.make_shell(model, np.zeros(100), hair=1.0, room=3.0)
     few = shell.guide(made, np.zeros(79), POSE, CAMERA, SIZE)["active"]
     many = shell.guide(wide, np.zeros(79), POSE, CAMERA, SIZE)["active"]
     assert many[few].all() and many.sum() > few.sum()
 
 
-def test_fitted_room_for_hair_is_the_least_that_covers_the_mask(model):
-    true = shell.make_shell(model, np.zeros(100), scalp=3.0)
-    mask = shell.guide(true, np.zeros(79), POSE, CAMERA, 64)["active"].reshape(1, 64, 64)
-    found = shell.fit_scalp(
-        model, np.zeros(100), np.zeros((1, 79)), POSE[None], CAMERA, mask.astype(np.float32)
+def test_hair_stands_off_the_scalp_and_not_off_the_face(model, made):
+    bald = shell.make_shell(model, np.zeros(100), hair=0.0, room=1.0)
+    bare, hairy = (shell.guide(one, np.zeros(79), POSE, CAMERA, 64) for one in (bald, made))
+    there = np.isfinite(bare["depth"])
+    assert bare["skin"][there].all() and not hairy["skin"][~np.isfinite(hairy["depth"])].any()
+    nearer = bare["depth"][there] - hairy["depth"][there]
+    assert nearer[hairy["skin"][there]].max() < shell.BARE / 0.5
+    assert nearer[~hairy["skin"][there]].mean() > 0.6
+    assert np.isfinite(hairy["depth"]).sum() > there.sum()
+
+
+@pytest.fixture(scope="module")
+def outlines(model):
+    """Poses, and masks of a head whose hair is 3 cm on one side and 1 cm on the other."""
+    head = shell.make_shell(model, np.zeros(100), 0.0, 0.0)
+    thick = (2.0 + np.tanh(head.neutral[:, 0] / 3)) * head.scalp
+    head = replace(head, hair=thick.astype(np.float32))
+    turns = np.radians([[8, -30, 0], [0, -15, 3], [5, 0, 0], [0, 15, -3], [-8, 30, 0]])
+    poses = cameras.head_pose(turns, np.tile([1.0, 0.0, 85.0], (5, 1))).astype(np.float32)
+    masks = [np.isfinite(shell.surface(head, head.neutral, p, CAMERA, 128)[0]) for p in poses]
+    return head, poses, np.stack(masks).astype(np.float32)
+
+
+def test_hair_is_found_by_the_outlines_of_the_masks(model, outlines):
+    true, poses, masks = outlines
+    hair = shell.fit_hair(model, np.zeros(100), poses, CAMERA, masks)
+    grown, up = true.scalp > 0.9, true.neutral[:, 1] > 5
+    left, right = (grown & up & (s * true.neutral[:, 0] > 4) for s in (1, -1))
+    assert hair[left].mean() > hair[right].mean() + 1.0 > 1.5  # thinner where nothing shows it
+    assert not hair[true.scalp < 0.01].any()
+    # a camera that made none of the masks
+    aside = cameras.head_pose(np.radians([0, 60, 0]), np.array([1.0, 0, 85])).astype(np.float32)
+    found, known, bald = (
+        np.isfinite(shell.surface(replace(true, hair=h), true.neutral, aside, CAMERA, 128)[0])
+        for h in (hair, true.hair, 0 * hair)
     )
-    assert found == 3.0
+    assert mask_iou(found, known) > 0.92 > mask_iou(bald, known) + 0.15
+
+
+def test_room_for_hair_is_the_least_that_covers_the_masks(model, outlines):
+    true, poses, masks = outlines
+    tuft = masks.copy()  # in one frame only: no hair of the head's
+    tuft[2] = ndimage.binary_dilation(masks[2], iterations=8)
+    calm, wild = (shell.fit_room(true, np.zeros((5, 79)), poses, CAMERA, m) for m in (masks, tuft))
+    assert calm == shell.ROOM[0] < wild
+
+
+def test_a_mask_that_leaves_the_picture_says_nothing_there(model, outlines):
+    true, poses, _ = outlines
+    full = np.ones((5, 128, 128), np.float32)
+    hair = shell.fit_hair(model, np.zeros(100), poses, CAMERA, full)
+    assert np.abs(hair).max() < 1e-3
