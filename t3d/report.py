@@ -61,6 +61,7 @@ VIEW_FIGURES = {  # title, digits
     "mouth_r": ("mouth opening, r with yaw 0", 2),
     "frames": ("frames", 0),
 }
+TRACKED = "tracked_"  # before a view's figure: the same by the tracker's pose
 BASELINE = "front_"  # before a view's figure: what the recorded picture itself scores there
 NO_FIGURE = "–"
 Figures = Mapping[str, float | str]
@@ -206,10 +207,14 @@ def _by_view(title: str, heading: str, figures: Figures, views: Mapping[str, str
     known = {
         f"{before}{key}": (words, digits)
         for key, (words, digits) in VIEW_FIGURES.items()
-        for before in ("", BASELINE)
+        for before in ("", TRACKED, BASELINE)
         if any(f"{view}/{before}{key}" in figures for view in views.values())
     }
-    headings = [f"front image: {w}" if k.startswith(BASELINE) else w for k, (w, _) in known.items()]
+    beginnings = {TRACKED: "tracked pose: ", BASELINE: "front image: "}
+    headings = [
+        "".join(words for before, words in beginnings.items() if key.startswith(before)) + title
+        for key, (title, _) in known.items()
+    ]
     rows = [
         [name, *(cell(figures, f"{view}/{key}", digits) for key, (_, digits) in known.items())]
         for name, view in views.items()
@@ -242,7 +247,9 @@ def notes(figures: Figures) -> list[str]:
         lines.append(
             f"Turned views: our head is {figures['views/scale']:.2f} times the true one's size, "
             f"its landmarks at rest are {figures['views/fit_mm']:.1f} mm off the true ones. The "
-            "front image is the recorded picture, put in place of the view."
+            "true cameras look at it as that lays it on the true head; tracked pose: they turn "
+            "about what the tracker saw in the recorded picture. The front image is that picture, "
+            "put in place of the view."
         )
     if "views/truth" in figures:
         lines.append(f"Turned views: {figures['views/truth']}.")

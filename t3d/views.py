@@ -147,10 +147,12 @@ def synthetic(
 
     Returns:
         'views/LABEL/NAME' of each camera, with intervals: psnr (dB) and ssim over the true head,
-        iou of the masks, depth_cm (true centimetres, where both see the head); front_psnr,
-        front_ssim and front_iou of the recorded picture. Also views/frames, views/scale (ours
-        over the true size) and views/fit_mm (how far our landmarks are off the true ones, RMS);
-        views/truth, words, where the dataset itself was made with the truth.
+        iou of the masks, depth_cm (true centimetres, where both see the head); tracked_psnr and so
+        on of the same view by the tracker's pose of the recorded picture, about which the camera
+        is turned as the true one is (`about`); front_psnr, front_ssim and front_iou of the recorded
+        picture. Also views/frames, views/scale (ours over the true size) and views/fit_mm (how far
+        our landmarks are off the true ones, RMS); views/truth, words, where the dataset itself was
+        made with the truth.
 
     Raises:
         UserError: as `check_folder` does.
@@ -165,6 +167,8 @@ def synthetic(
     filmed_poses = cameras.head_pose(truth["rotvec"][chosen], truth["translation"][chosen])
     poses = np.broadcast_to(speaker.still_pose, filmed_poses.shape).astype(np.float32)
     lens = cropped(truth["intrinsics"], dataset.meta["crop"], _side(folder))
+    tracked = dataset.track["head_to_world"][chosen]
+    farther = float(np.median(tracked[:, 2, 3] / filmed_poses[:, 2, 3]))
     figures: Figures = {"views/frames": len(chosen), "views/scale": gauge.scale}
     figures["views/fit_mm"] = 10 * off
     if dataset.meta["synthetic"]:
@@ -177,6 +181,9 @@ def synthetic(
         drawn = _draw(run, replace(speaker, intrinsics=lens), motion, poses, views)
         filmed = front if name == FRONT else see(name)
         series = against(drawn, filmed, gauge.scale)
+        drawn = _draw(run, speaker, motion, tracked, about(camera, farther, len(chosen)))
+        again = against(drawn, filmed, farther)
+        series |= {f"tracked_{key}": values for key, values in again.items()}
         if name != FRONT:
             series |= recorded_against(front, filmed)
         figures |= _under(title, _summary(series))
@@ -235,6 +242,17 @@ def camera_to_head(gauge: Gauge, head_to_world: np.ndarray, camera: np.ndarray) 
     local = cameras.inverse(head_to_world) @ camera
     place = gauge.scale * local[:, :3, 3] @ gauge.rotation.T + gauge.shift
     return cameras.rigid(gauge.rotation @ local[:, :3, :3], place)
+
+
+def about(camera: np.ndarray, farther: float, count: int) -> np.ndarray:
+    """A true camera [4, 4] that turns about the head, for tracked heads: [count, 4, 4].
+
+    Args:
+        farther: how many times farther from the recorded camera the tracker saw the head.
+    """
+    moved = np.array(camera, np.float32)
+    moved[:3, 3] *= farther
+    return np.broadcast_to(moved, (count, 4, 4))
 
 
 def cropped(intrinsics: np.ndarray, crop, side: int) -> np.ndarray:

@@ -184,6 +184,29 @@ def test_every_camera_of_a_synthetic_speaker_has_its_figures(figures):
     assert figures["views/fit_mm"] < 10
 
 
+def test_views_about_the_tracked_pose_have_their_figures(figures):
+    for view in ("yaw+0", "yaw+30"):
+        for name in ("psnr", "ssim", "iou", "depth_cm"):
+            value = figures[f"views/{view}/tracked_{name}"]
+            assert isinstance(value, str) or np.isfinite(value)
+
+
+def test_a_camera_about_a_tracked_head_sees_what_the_true_one_sees():
+    """A head that was tracked half as large and half as far away looks the same from all sides."""
+    pose = cameras.head_pose(np.array([0.1, -0.2, 0]), np.array([3.0, -2.0, 80.0]))
+    head = np.random.default_rng(0).normal(size=(20, 3)) * 8
+    recorded = cameras.recorded(np.array([2.2, 2.2, 0.5, 0.5]))
+    true = cameras.orbit(recorded, pose[:3, 3], 35.0, -10.0)
+    small = np.array(pose)
+    small[:3, 3] *= 0.5
+    [ours] = views.about(true.camera_to_world, 0.5, 1)
+    expected, _ = cameras.project(true, cameras.transform(pose, head))
+    found, _ = cameras.project(
+        cameras.Camera(recorded.intrinsics, ours), cameras.transform(small, head / 2)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_the_recorded_picture_is_no_turned_view(figures):
     assert "views/yaw+0/front_psnr" not in figures
     assert 0.4 < figures["views/yaw+30/front_iou"] < 0.95

@@ -1,7 +1,7 @@
 """Hair over the 3DMM's skull: how far it stands off, by the outlines of the head's masks.
 
 A mask shows hair where it passes the skull's outline; what no view has shown in outline is
-interpolated over the skull.
+interpolated over the skull, and at the back it tends to be as thick as above the ears.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ DIRECTIONS = 120  # in which an outline is looked at, about the middle of the sk
 ROUNDS = 8
 SMOOTH = 1.0  # of a difference between neighbours, against one sight of an outline
 BEND = 1.0  # of a vertex's difference from its neighbours: no ridge where an outline lay
+REAR = 0.05  # of a difference between hair at the back of the head and what outlines show of it
 SLANT = 0.3  # least cosine between hair and the direction in the picture that an outline is read in
 
 
@@ -44,6 +45,8 @@ def fit(
     differences = _laplacian(triangles, len(neutral))
     smooth = SMOOTH * differences + BEND * differences @ differences
     bald = 100.0 * (1.0 - scalp) ** 2
+    high = away[:, 1] > 0  # ears show none
+    rear = REAR * scalp * (away[:, 2] < 0)
     outlines = [
         _outline(mask, pose, neutral, scalp, camera) for mask, pose in zip(masks, head_to_world)
     ]
@@ -56,7 +59,9 @@ def fit(
             np.add.at(seen, rim[known], 1.0)
             np.add.at(further, rim[known], off[known])
         wanted = seen * hair + further
-        hair = spsolve((smooth + diags_array(seen + bald + 1e-3)).tocsc(), wanted)
+        usual = wanted[high].sum() / max(seen[high].sum(), 1.0)
+        known = diags_array(seen + bald + rear + 1e-3)
+        hair = spsolve((smooth + known).tocsc(), wanted + rear * max(usual, 0.0))
         hair = np.clip(hair, 0.0, MOST) * (scalp > 0.01)
     return hair.astype(np.float32)
 

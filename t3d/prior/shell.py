@@ -20,8 +20,10 @@ FACE_MARGIN = 0.6  # cm in front of the skin
 BEHIND = 0.9  # cm behind the surface that was hit
 HAIR_CHORD = 6.0  # cm: how deep a ray that only grazes the hair is followed
 THIN = ("face", "head_neck")  # regions that are inflated; teeth, eyes and sockets are not
+NECK = (1.0, 1.5)  # cm under the chin and the jaw's corners down to which rays are followed
+HEAD = (0.5, 0.5)  # the same of the head itself, which masks cut from the neck
 BARE = 0.3  # cm of hair: a vertex with less of it is skin
-ROOM = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)  # cm beyond the hair that are tried
+ROOM = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)  # cm beyond the hair that are tried
 COVERED = 0.995  # share of the masks' pixels that the hull has to cover
 
 
@@ -30,7 +32,8 @@ class Shell:
     """A speaker's head as the sampler sees it (NumPy).
 
     Attributes:
-        neutral: [V, 3] cm, the vertices that are drawn (no neck); triangles: [F, 3] of them.
+        neutral: [V, 3] cm, the vertices that are drawn (little neck); triangles: [F, 3] of them,
+            the first `solid` of which are the head's, the others the neck's.
         expression_basis: [K, V · 3] of the expression vectors that move anything, the first K.
         normals: [V, 3] directions in which the skin is inflated, 0 where it is not.
         scalp: [V] in [0, 1], 1 where hair may grow; away: [V, 3] from the skull's middle, the
@@ -41,6 +44,7 @@ class Shell:
     neutral: np.ndarray
     expression_basis: np.ndarray
     triangles: np.ndarray
+    solid: int
     normals: np.ndarray
     scalp: np.ndarray
     away: np.ndarray
@@ -76,7 +80,11 @@ def make_shell(
     normals = np.asarray(morphable.vertex_normals(neutral, triangles))
     landmarks = neutral[np.asarray(model.landmarks68)]
     thin = np.isin(np.asarray(model.region), [model.region_names.index(n) for n in THIN])
-    kept = triangles[(neutral[:, 1] > _jaw_plane(neutral, landmarks))[triangles].all(1)]
+    near, above = (
+        (neutral[:, 1] > _jaw_plane(neutral, landmarks, *below))[triangles].all(1)
+        for below in (NECK, HEAD)
+    )
+    kept = np.concatenate([triangles[near & above], triangles[near & ~above]])
     used, triangles = np.unique(kept, return_inverse=True)
     basis = np.asarray(model.expression_basis, np.float32)
     moving = 1 + np.flatnonzero(basis.any((1, 2))).max()
@@ -87,6 +95,7 @@ def make_shell(
         neutral=neutral,
         expression_basis=np.ascontiguousarray(basis[:moving, used].reshape(moving, -1)),
         triangles=np.ascontiguousarray(triangles.reshape(kept.shape), np.int32),
+        solid=int((near & above).sum()),
         normals=(normals * thin[:, None])[used].astype(np.float32),
         scalp=scalp,
         away=away / np.linalg.norm(away, axis=-1, keepdims=True),
@@ -104,10 +113,10 @@ def _scalp(vertices: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-np.clip(np.maximum(above, behind), -20, 20)))
 
 
-def _jaw_plane(vertices: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """[V]: height of the cut under the jaw at each vertex's depth (the neck lies below it)."""
-    chin = landmarks[8] - [0, 1.0, 0]
-    corner = landmarks[[4, 12]].mean(0) - [0, 1.5, 0]
+def _jaw_plane(vertices, landmarks, below_chin: float, below_corners: float) -> np.ndarray:
+    """[V]: height of a cut under the jaw at each vertex's depth (the neck lies below it)."""
+    chin = landmarks[8] - [0, below_chin, 0]
+    corner = landmarks[[4, 12]].mean(0) - [0, below_corners, 0]
     share = np.clip((vertices[:, 2] - corner[2]) / (chin[2] - corner[2]), 0.0, 1.0)
     return corner[1] + share * (chin[1] - corner[1])
 
@@ -121,8 +130,9 @@ def surface(
     Args:
         expressed: [V, 3] the shell's vertices in motion.
     """
-    seen = _draw(shell, expressed + shell.hairy, head_to_world, camera, size)
-    skin = (shell.hair < BARE)[shell.triangles].all(1)
+    head = replace(shell, triangles=shell.triangles[: shell.solid])
+    seen = _draw(head, expressed + shell.hairy, head_to_world, camera, size)
+    skin = (shell.hair < BARE)[head.triangles].all(1)
     return seen.depth, skin[seen.triangle] & (seen.triangle >= 0)
 
 

@@ -1,0 +1,26 @@
+"""How points are encoded and where rays are sampled, at the ablations' size with 32² rays.
+
+    t3d sweep --config sweeps/fields --data data/cnn2 --out runs/fields
+
+"shell" is the config's own way: learned planes, 16 samples about the 3DMM's surface, which random
+cameras supervise. "box" knows nothing of the 3DMM's surface: 64 samples between two depths, no
+expression undone, no geometry terms. "fourier" encodes points as the paper does.
+Two CPU cores: time and score in docs/benchmarks.md.
+"""
+
+from ml_collections import ConfigDict
+
+from t3d.configs import ablations
+
+MEMBERS = {
+    "shell": (),
+    "box": ("nerf.sampling=uniform", "nerf.samples=64", "nerf.geometry_weight=0.0"),
+    "fourier": ("nerf.encoding=fourier",),
+}
+
+
+def get_config(paper: bool = False) -> ConfigDict:
+    """The ablations' config with 32² rays of 16 samples."""
+    config = ablations.get_config(paper)
+    config.nerf.update(rays=32, samples=16)
+    return config
