@@ -255,6 +255,11 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         help="measure only what its audio codes say of content and of speaker; the stages up to "
         "speech will do (--data DIR,DIR: of all its speakers)",
     )
+    trained.add_argument(
+        "--space",
+        action="store_true",
+        help="measure only what its Standardized Space keeps and what it brings back",
+    )
     videos = sub.add_argument_group("any two videos")
     videos.add_argument("--pred", metavar="FILE", help="a generated video")
     videos.add_argument("--truth", metavar="FILE", help="the true one")
@@ -520,17 +525,21 @@ def _check_evaluate(sub: Parser, args: argparse.Namespace) -> None:
         if getattr(args, name) is not None:
             mode = "--pred and --truth" if args.pred else "--workdir"
             sub.error(f"--{name.replace('_', '-')} does not go with {mode}")
-    if args.speech:
-        _check_speech(sub, args)
+    if args.speech and args.space:
+        sub.error("--speech does not go with --space: ask for one after the other")
+    if args.speech:  # of all speakers, on test frames, and nothing is rendered
+        _check_alone(sub, args, "--speech", ("speaker", "against", "views", "split"))
+    if args.space:
+        _check_alone(sub, args, "--space", ("against", "views"))
 
 
-def _check_speech(sub: Parser, args: argparse.Namespace) -> None:
-    """--speech measures all speakers of a run, on test frames, and renders nothing."""
+def _check_alone(sub: Parser, args: argparse.Namespace, mode: str, others: tuple[str, ...]) -> None:
+    """A measurement of a run that these other options do not go with."""
     if args.pred:
-        sub.error("--speech does not go with --pred and --truth")
-    for name in ("speaker", "against", "views", "split"):
+        sub.error(f"{mode} does not go with --pred and --truth")
+    for name in others:
         if getattr(args, name) != sub.get_default(name):
-            sub.error(f"--{name} does not go with --speech")
+            sub.error(f"--{name} does not go with {mode}")
 
 
 def check_writable(path: Path) -> None:

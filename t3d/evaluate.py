@@ -479,6 +479,10 @@ def evaluate_command(args) -> None:
         from t3d.disentanglement import speech_command
 
         return speech_command(args)
+    if args.space:
+        from t3d.standardisation import space_command
+
+        return space_command(args)
     run = runs.open_run(args.workdir)
     speaker = render.speaker_of(run, args.speaker)
     dataset = runs.dataset_of(run, speaker, args.data)

@@ -18,7 +18,7 @@ from t3d.nerf.field import Field
 from t3d.nerf.head import Head, Rendering, View
 from t3d.prior.encoder import PriorEncoder
 from t3d.space.action_units import AUEncoder
-from t3d.space.standardize import StandardizedSpace
+from t3d.space.standardize import Exchange, StandardizedSpace
 from t3d.speech.disentangle import FuseNet, StyleNet
 from t3d.speech.lipnet import LipNet, without_voice
 from t3d.speech.syncnet import SyncNet
@@ -259,7 +259,13 @@ def render(
     return talker.head.apply(params["nerf"], codes, view, frame, key)
 
 
-def standardise(talker: Talker, params: Params, image: jax.Array) -> tuple[jax.Array, dict]:
-    """Images [B, s, s, 3] through the local and the global space: F̂+ (II-D), and the codes used."""
+def standardise(
+    talker: Talker, params: Params, image: jax.Array, exchange: Exchange | None = None
+) -> tuple[jax.Array, dict]:
+    """Images [B, s, s, 3] through the local and the global space: F̂+ (II-D), and the codes used.
+
+    Args:
+        exchange: what is decoded in place of the codes (`StandardizedSpace`).
+    """
     features, _ = talker.au.apply(params["au"], image)
-    return talker.space.apply(params["space"], image, features)
+    return talker.space.apply(params["space"], image, features, exchange)

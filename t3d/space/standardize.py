@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,8 @@ from t3d.space import codebook as cb
 
 Params = Any
 Aux = dict[str, Any]
+# (space "au" or "global", its queries, what they found) → values that are decoded in their place.
+Exchange = Callable[[str, jax.Array, cb.Quantized], jax.Array]
 
 
 def space_to_depth(image: jax.Array, block: int) -> jax.Array:
@@ -130,12 +133,16 @@ class StandardizedSpace(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, image: jax.Array, au_features: jax.Array) -> tuple[jax.Array, Aux]:
+    def __call__(
+        self, image: jax.Array, au_features: jax.Array, exchange: Exchange | None = None
+    ) -> tuple[jax.Array, Aux]:
         """A frame through both codebooks.
 
         Args:
             image: [B, s, s, 3] in [0, 1].
             au_features: [B, n_au, dim] of the AU encoder.
+            exchange: what is decoded in place of the codes; queries and values are
+                [n_au, B, dim] of the AU space, [B, s/patch, s/patch, dim] of the global one.
 
         Returns:
             image [B, s, s, 3] in [0, 1], and aux: for each space in use, under "au" and "global",
@@ -143,13 +150,16 @@ class StandardizedSpace(nn.Module):
             "global_queries" a sample of the queries ([n_au, M, dim], [M, dim]).
         """
         aux: Aux = {}
-        au_values = self._local(au_features.astype(jnp.float32), aux) if self.use_au else None
+        exchange = exchange or (lambda space, queries, found: found.values)
+        au_values = None
+        if self.use_au:
+            au_values = self._local(au_features.astype(jnp.float32), aux, exchange)
         features = GlobalEncoder(self.dim, self.width, self.patch, dtype=self.dtype)(image)
         features = features.astype(jnp.float32)
-        values = self._global(features, aux) if self.use_global else features
+        values = self._global(features, aux, exchange) if self.use_global else features
         return Decoder(self.width, self.patch, dtype=self.dtype)(values, au_values), aux
 
-    def _local(self, queries: jax.Array, aux: Aux) -> jax.Array:
+    def _local(self, queries: jax.Array, aux: Aux, exchange: Exchange) -> jax.Array:
         """f_AU of Eq. 9: every AU has its own codes."""
         queries = jnp.swapaxes(queries, 0, 1)
         codes = self.param("au_codebook", _per_au_codes, queries, self.au_codes)
@@ -157,16 +167,16 @@ class StandardizedSpace(nn.Module):
         found = jax.vmap(cb.quantize)(codes, queries)
         aux["au"] = found
         aux["au_queries"] = jax.lax.stop_gradient(queries)
-        return jnp.swapaxes(found.values, 0, 1)
+        return jnp.swapaxes(exchange("au", queries, found), 0, 1)
 
-    def _global(self, queries: jax.Array, aux: Aux) -> jax.Array:
+    def _global(self, queries: jax.Array, aux: Aux, exchange: Exchange) -> jax.Array:
         """f_glo of Eq. 10."""
         codes = self.param("global_codebook", cb.codes_from_queries, queries, self.global_codes)
         self.param("global_usage", nn.initializers.zeros, (self.global_codes,))
         found = cb.quantize(codes, queries)
         aux["global"] = found
         aux["global_queries"] = jax.lax.stop_gradient(cb.even_sample(queries, self.global_codes))
-        return found.values
+        return exchange("global", queries, found)
 
 
 def _per_au_codes(rng: jax.Array, queries: jax.Array, codes: int) -> jax.Array:
