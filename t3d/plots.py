@@ -296,6 +296,97 @@ def code_curves(curves: Mapping[str, np.ndarray], frames: np.ndarray) -> bytes:
     return _svg(figure)
 
 
+def step_curves(curves: Mapping[str, np.ndarray]) -> bytes:
+    """Figures over the steps of a training, one panel each, as SVG.
+
+    Args:
+        curves: title → [N, 2] steps and values.
+    """
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, axes = _figure((3 * columns, 2.2 * rows), rows, columns, squeeze=False)
+    for axis in axes.flat[len(curves) :]:
+        axis.remove()
+    for axis, (title, points) in zip(axes.flat, curves.items()):
+        axis.plot(*points.T, color=COLOURS[1], linewidth=1.2)
+        axis.set(title=title, xlabel="step", ylim=(0, None))
+    return _svg(figure)
+
+
+def code_rasters(
+    rows: Mapping[str, np.ndarray], opening: np.ndarray, frames: np.ndarray, sound: np.ndarray
+) -> bytes:
+    """Codes over time as stripes of colour, under the sound and the mouth's opening, as SVG.
+
+    Args:
+        rows: title → [T] what a code's colour stands for, over the eye distance; opening: [T] over
+            the eye distance; frames: [T] numbers; sound: [T · 640] at 16 kHz. At most 20 s.
+    """
+    count = min(len(frames), int(CURVE_SECONDS * video.FPS))
+    end = count / video.FPS
+    heights = (1, 2, 0.5 * len(rows))
+    figure, (top, middle, lower) = _figure(
+        (10, 1.8 + 0.35 * len(rows)), 3, 1, sharex=True, height_ratios=heights
+    )
+    step = video.RATE // BINS
+    wave = np.asarray(sound[: count * video.RATE // video.FPS])
+    wave = wave[: len(wave) // step * step].reshape(-1, step)
+    top.fill_between(np.arange(len(wave)) / BINS, wave.min(1), wave.max(1), color="0.5", lw=0)
+    top.set(ylabel="sound", yticks=[])
+    seconds = (np.arange(count) + 0.5) / video.FPS
+    middle.plot(seconds, 100 * opening[:count], color=COLOURS[0], linewidth=1.2)
+    middle.set_ylabel("mouth opening,\n% of the eyes")
+    stripes = 100 * np.stack([values[:count] for values in rows.values()])
+    drawn = lower.imshow(
+        stripes, aspect="auto", cmap="cividis", extent=(0, end, len(rows), 0), interpolation="none"
+    )
+    lower.set(yticks=np.arange(len(rows)) + 0.5, yticklabels=list(rows), xlabel="seconds")
+    lower.set_xlim(0, end)
+    figure.colorbar(drawn, ax=lower, label="mean opening\nof the code, %", pad=0.01)
+    return _svg(figure)
+
+
+def code_map(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> bytes:
+    """Codes in a plane, as large as they are used, as SVG; crosses are never used.
+
+    Args:
+        panels: title → places [K, 2], uses [K], and what their colour stands for [K] (over the eye
+            distance; NaN of codes that are not used).
+    """
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = _figure((3.4 * columns, 2.9 * lines), lines, columns, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (title, (places, uses, means)) in zip(axes.flat, panels.items()):
+        used = uses > 0
+        axis.plot(*places[~used].T, "x", color="0.75", markersize=3, markeredgewidth=0.5, zorder=0)
+        area = 4 + 200 * uses[used] / max(1, uses.max())
+        look = {"s": area, "c": 100 * means[used], "cmap": "cividis", "linewidths": 0.4}
+        drawn = axis.scatter(*places[used].T, edgecolors="white", **look)
+        axis.set(title=f"{title}: {used.sum()} of {len(uses)} codes used", xticks=[], yticks=[])
+        figure.colorbar(drawn, ax=axis, label="mean mouth opening, %")
+    return _svg(figure)
+
+
+def shares(rows: Mapping[str, Mapping[str, float]]) -> bytes:
+    """Parts of a whole as lying bars, as SVG.
+
+    Args:
+        rows: row's title → part's name → share, 0 to 1.
+    """
+    figure, axis = _figure((7, 0.8 + 0.3 * len(rows)), 1, 1)
+    left = np.zeros(len(rows))
+    for part, colour in zip(next(iter(rows.values())), COLOURS[1:]):
+        wide = 100 * np.array([parts[part] for parts in rows.values()])
+        axis.barh(range(len(rows)), wide, left=left, color=colour, label=part, edgecolor="white")
+        left += wide
+    axis.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5))
+    axis.set(xlabel="% of the codes that either uses", xlim=(0, 100))
+    axis.legend(ncols=4, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    return _svg(figure)
+
+
 def png(image: np.ndarray | Image.Image) -> bytes:
     """A picture as a PNG file."""
     stream = io.BytesIO()

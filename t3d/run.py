@@ -73,7 +73,7 @@ class Speaker:
         identity [100], albedo [100], illumination [27] (mean over training), intrinsics [4].
         identity_face: [96, 96, 3] I_id in [0, 1].
         head_to_world: [N, 4, 4] the recorded pose of the longest unbroken run of training frames.
-        hair: [V] cm of hair over the shell's vertices; room: cm for more of it.
+        hair: [V] cm of hair over the 3DMM's vertices; room: cm for more of it.
         row: first row of the speaker in the table of per-frame codes.
         voice: [2, D] mean and deviation of what is heard of it (`features.voice_of`).
         feature_scale: [2, D] mean and deviation of its speech features over the training frames;
@@ -1112,15 +1112,17 @@ def _turned(head_to_world: np.ndarray, frames: np.ndarray, count: int = 24) -> n
 
 
 def _hair(config: ConfigDict, dataset: SpeakerDataset) -> tuple[np.ndarray, float]:
-    """Hair [V] over the shell's vertices, and room for more of it (cm)."""
+    """Hair [V] over the 3DMM's vertices, and room for more of it (cm)."""
     frames, track = dataset.frames("train"), dataset.track
     few = _turned(track["head_to_world"], frames)
     model, identity = basis.load(dataset.meta["prior"]), track["identity"]
     masks = np.stack([dataset.picture(f, "mask", 128) for f in few]) / 255.0
     seen = track["head_to_world"][few], cameras.recorded(track["intrinsics"]), masks
-    hair = shell.fit_hair(model, identity, *seen) if config.nerf.hair else 0.0
+    hair = np.zeros(len(model.mean), np.float32)
+    if config.nerf.hair:
+        hair = shell.fit_hair(model, identity, *seen)
     head = shell.make_shell(model, identity, hair, 0.0)
-    return head.hair, shell.fit_room(head, track["expression"][few], *seen)
+    return hair, shell.fit_room(head, track["expression"][few], *seen)
 
 
 def _speaker(config: ConfigDict, dataset: SpeakerDataset, row: int) -> Speaker:

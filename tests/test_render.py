@@ -30,7 +30,7 @@ def speaker():
         intrinsics=np.array([2.2, 2.2, 0.5, 0.5], np.float32),
         identity_face=np.zeros((96, 96, 3), np.float32),
         head_to_world=poses,
-        hair=np.zeros(0, np.float32),
+        hair=np.zeros(5000, np.float32),
         room=1.0,
         row=0,
         voice=np.ones((2, 80), np.float32),

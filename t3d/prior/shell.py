@@ -32,8 +32,9 @@ class Shell:
     """A speaker's head as the sampler sees it (NumPy).
 
     Attributes:
-        neutral: [V, 3] cm, the vertices that are drawn (little neck); triangles: [F, 3] of them,
-            the first `solid` of which are the head's, the others the neck's.
+        drawn: [V] numbers of the model's vertices that are drawn (little neck), which hang on the
+            identity; neutral: [V, 3] cm, where they are; triangles: [F, 3] of them, the first
+            `solid` of which are the head's, the others the neck's.
         expression_basis: [K, V · 3] of the expression vectors that move anything, the first K.
         normals: [V, 3] directions in which the skin is inflated, 0 where it is not.
         scalp: [V] in [0, 1], 1 where hair may grow; away: [V, 3] from the skull's middle, the
@@ -41,6 +42,7 @@ class Shell:
         hair: [V] cm of it over each vertex; room: cm for more of it on the scalp.
     """
 
+    drawn: np.ndarray
     neutral: np.ndarray
     expression_basis: np.ndarray
     triangles: np.ndarray
@@ -70,7 +72,7 @@ def make_shell(
 
     Args:
         model: the 3DMM (NumPy arrays); identity: [100].
-        hair: [V] cm over each of the shell's vertices (`fit_hair`), or one for the whole scalp.
+        hair: cm over each of the model's vertices (`fit_hair`), or one for the whole scalp.
         room: cm for hair beyond that.
     """
     neutral = np.asarray(
@@ -92,6 +94,7 @@ def make_shell(
     neutral = neutral[used].astype(np.float32)
     away = neutral - neutral[scalp > 0.5].mean(0)
     return Shell(
+        drawn=used,
         neutral=neutral,
         expression_basis=np.ascontiguousarray(basis[:moving, used].reshape(moving, -1)),
         triangles=np.ascontiguousarray(triangles.reshape(kept.shape), np.int32),
@@ -99,7 +102,7 @@ def make_shell(
         normals=(normals * thin[:, None])[used].astype(np.float32),
         scalp=scalp,
         away=away / np.linalg.norm(away, axis=-1, keepdims=True),
-        hair=np.asarray(hair * scalp if np.isscalar(hair) else hair, np.float32),
+        hair=np.asarray(hair * scalp if np.isscalar(hair) else hair[used], np.float32),
         room=room,
     )
 
@@ -196,15 +199,17 @@ def fit_hair(
     camera: Camera,
     masks: np.ndarray,
 ) -> np.ndarray:
-    """Thickness [V] (cm) of a speaker's hair over the shell's vertices, by the masks' outlines.
+    """Thickness (cm) of a speaker's hair over the model's vertices, by the masks' outlines.
 
     Args:
         identity: [100]; head_to_world [n, 4, 4], masks [n, S, S] in [0, 1] of a few frames.
     """
     bald = make_shell(model, identity, 0.0, 0.0)
-    return hairs.fit(
+    hair = np.zeros(len(model.mean), np.float32)
+    hair[bald.drawn] = hairs.fit(
         bald.neutral, bald.away, bald.triangles, bald.scalp, head_to_world, camera, masks
     )
+    return hair
 
 
 def fit_room(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -69,6 +70,35 @@ class Events:
                 f"{self.folder}: TensorBoard's file cannot be written ({error.strerror}); the "
                 "training goes on without it"
             )
+
+
+def read_scalars(folder: Path) -> dict[str, np.ndarray]:
+    """What a stage's files hold: name → [N, 2] steps and values; {} where there are none.
+
+    What a training wrote that was then continued from an earlier step is hidden.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.glob("*.tfevents.*")) if folder.is_dir() else ():
+        for event in _events_of(path.read_bytes()):
+            if event.session_log.status == SessionLog.START:
+                for values in found.values():
+                    for step in [step for step in values if step >= event.step]:
+                        del values[step]
+            for value in event.summary.value:
+                if value.WhichOneof("value") == "simple_value":
+                    found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {name: np.array(sorted(values.items())) for name, values in found.items() if values}
+
+
+def _events_of(data: bytes) -> Iterator[Event]:
+    """The events of a file of TensorFlow records; a last one that is cut off is left out."""
+    at = 0
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, at)  # then a checksum, the event, a checksum
+        if at + 16 + length > len(data):
+            return
+        yield Event.FromString(data[at + 12 : at + 12 + length])
+        at += 16 + length
 
 
 class OnHost:

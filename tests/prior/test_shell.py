@@ -82,6 +82,17 @@ def test_hair_stands_off_the_scalp_and_not_off_the_face(model, made):
     assert np.isfinite(hairy["depth"]).sum() > there.sum()
 
 
+def test_hair_goes_with_another_identity(model):
+    """Another head has other vertices under its jaw: not the same ones are drawn."""
+    hair = np.linspace(0, 3, len(model.mean)).astype(np.float32)
+    one, other = (
+        shell.make_shell(model, identity, hair, 1.0)
+        for identity in (np.zeros(100), 2 * np.random.default_rng(0).normal(size=100))
+    )
+    assert not np.array_equal(one.drawn, other.drawn)
+    np.testing.assert_array_equal(other.hair, hair[other.drawn])
+
+
 @pytest.fixture(scope="module")
 def outlines(model):
     """Poses, and masks of a head whose hair is 3 cm on one side and 1 cm on the other."""
@@ -97,6 +108,8 @@ def outlines(model):
 def test_hair_is_found_by_the_outlines_of_the_masks(model, outlines):
     true, poses, masks = outlines
     hair = shell.fit_hair(model, np.zeros(100), poses, CAMERA, masks)
+    assert hair.shape == (len(model.mean),)
+    hair = hair[true.drawn]
     grown, up = true.scalp > 0.9, true.neutral[:, 1] > 5
     left, right = (grown & up & (s * true.neutral[:, 0] > 4) for s in (1, -1))
     assert hair[left].mean() > hair[right].mean() + 1.0 > 1.5  # thinner where nothing shows it
