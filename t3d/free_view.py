@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +84,32 @@ class FreeView:
     @property
     def _codes(self) -> tuple[np.ndarray, ...]:
         return self.motion.speech, self.motion.style, self.motion.expression
+
+
+def with_sliders(draw: Callable[..., np.ndarray], **ranges: tuple[float, float, float, float]):
+    """A picture with sliders: an ipywidgets.Box.
+
+    Args:
+        draw: slider's name → value, to an image uint8 [s, s, 3].
+        ranges: slider's name → (least, most, step, where it stands at first).
+    """
+    import ipywidgets
+
+    def slider(name, low, high, step, value):
+        kind = ipywidgets.IntSlider if isinstance(step, int) else ipywidgets.FloatSlider
+        limits = {"value": value, "min": low, "max": high, "step": step}
+        return kind(**limits, description=name, continuous_update=False)
+
+    sliders = {name: slider(name, *limits) for name, limits in ranges.items()}
+    picture = ipywidgets.Image(format="png", width=384, height=384)
+
+    def update(change=None):
+        picture.value = plots.png(draw(**{name: s.value for name, s in sliders.items()}))
+
+    for one in sliders.values():
+        one.observe(update, "value")
+    update()
+    return ipywidgets.HBox([ipywidgets.VBox(list(sliders.values())), picture])
 
 
 def _added(codes: np.ndarray, change: Mapping[int, float] | None) -> np.ndarray:
