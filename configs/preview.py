@@ -28,14 +28,14 @@ def get_config(paper: bool = False) -> ConfigDict:
         channels=8,
     )
     config.au.update(width=16)
-    config.space.update(width=96, patch=4, render_every=4)
+    config.space.update(width=96, patch=4, render_every=4, au_codes=128)
     config.stages = dict(
         sync=talker.stage(700, 24, 1e-3, weight_decay=1e-4),
         lip=talker.stage(500 if paper else 300, 16 if paper else 64, 2e-3, weight_decay=1e-2),
         prior=talker.stage(1_400, 24, 2e-3, weight_decay=1e-3),
         speech=talker.stage(1_000, 64, 1e-3),
         nerf=talker.stage(2_000, 2, 5e-3),
-        au=talker.stage(400, 16, 1e-3),
+        au=talker.stage(800, 16, 1e-3),
         space=talker.stage(2_000, 4, 2e-3),
     )
     return config

@@ -124,7 +124,14 @@ def get_config(paper: bool = False) -> ConfigDict:
         geometry_weight=0.0 if paper else 0.05,  # 3DMM depth and silhouette at random cameras
         latent_weight=0.0 if paper else 1e-3,
     )
-    config.au = dict(units=(10, 14, 20, 25, 26), dim=256, width=32)
+    config.au = dict(
+        units=(10, 14, 20, 25, 26),
+        dim=256,
+        width=32,
+        crop=not paper,  # the encoder looks at the lower part of the face alone
+        shift=0.0 if paper else 0.04,  # most that a frame is moved and resized by, of its side
+        even=not paper,  # AUs, and frames with an AU on and off, weigh alike in Eq. 7 and 8
+    )
     config.space = dict(
         au_codes=500,
         global_codes=1024,

@@ -137,7 +137,9 @@ def build(config: Any, frames: int, capacity: int) -> Talker:
         style=StyleNet(config.speech.width, config.speech.dropout, dtype=dtype),
         fuse=FuseNet(config.speech.width, config.speech.dropout, dtype=dtype),
         head=head,
-        au=AUEncoder(len(config.au.units), config.au.dim, config.au.width, dtype=dtype),
+        au=AUEncoder(
+            len(config.au.units), config.au.dim, config.au.width, crop=config.au.crop, dtype=dtype
+        ),
         space=StandardizedSpace(
             n_au=len(config.au.units),
             dim=config.au.dim,

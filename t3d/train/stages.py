@@ -336,6 +336,22 @@ def move_boxes(
     return jnp.concatenate([centre, boxes[:, 2:]], 1) + share * boxes[:, 2:], angle
 
 
+def move_images(key: jax.Array, images: jax.Array, shift: float) -> jax.Array:
+    """Images [B, s, s, 3] moved and resized by up to `shift` of their side, on white."""
+    side = images.shape[1]
+    by = shift * jax.random.uniform(key, (len(images), 3), minval=-1.0)
+
+    def move(image: jax.Array, by: jax.Array) -> jax.Array:
+        zoom = jnp.full(2, 1.0 + by[0])
+        corner = side * (by[1:] - 0.5 * by[0])  # the middle moves by `by`
+        black = jax.image.scale_and_translate(
+            1.0 - image, image.shape, (0, 1), zoom, corner, "linear", antialias=False
+        )
+        return 1.0 - black
+
+    return jax.vmap(move)(images, by)
+
+
 def augment_faces_alone(key: jax.Array, faces: jax.Array) -> jax.Array:
     """Brightness, contrast and blur of single faces [B, H, W, 3]; nothing that moves a point."""
     keys = jax.random.split(key, 3)
@@ -543,16 +559,19 @@ def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
 
 def _au(config: Any, talker: Talker, facts: Facts) -> Stage:
     """The AU encoder: Eq. 7 + Eq. 8 on real frames."""
-    weights = action_units.au_weights(jnp.asarray(facts.au_prevalence))
+    prevalence = jnp.asarray(facts.au_prevalence)
 
     def init(key, batch):
         return talker.au.init(key, batch["image"])
 
     def loss(params, frozen, batch, key, step):
         image = augment_faces(key, batch["image"])
+        if config.au.shift:
+            image = move_images(jax.random.fold_in(key, 1), image, config.au.shift)
         _, logits = talker.au.apply(params, image)
         right = jnp.mean((logits > 0) == (batch["au"] > 0.5))
-        return action_units.au_loss(logits, batch["au"], weights), {"accuracy": right}
+        loss = action_units.au_loss(logits, batch["au"], prevalence, config.au.even)
+        return loss, {"accuracy": right}
 
     return Stage("au", ("image", "au"), init, loss, config.stages.au, select="best")
 

@@ -52,19 +52,60 @@ def test_dice_is_eq_8_by_hand():
     np.testing.assert_allclose(got, sum(frames) / 4, rtol=1e-5)
 
 
-def test_right_and_sure_costs_nothing():
-    labels = jnp.array([[1.0, 0.0, 1.0]])
-    loss = au.au_loss(jnp.array([[40.0, -40.0, 40.0]]), labels, jnp.ones(3))
+@pytest.mark.parametrize("even", [False, True])
+def test_right_and_sure_costs_nothing(even):
+    labels, often = jnp.array([[1.0, 0.0, 1.0]]), jnp.array([0.5, 0.1, 0.0])
+    loss = au.au_loss(jnp.array([[40.0, -40.0, 40.0]]), labels, often, even)
     assert 0.0 <= float(loss) < 1e-6
+
+
+def test_the_papers_loss_weighs_aus_by_how_rare_they_are():
+    logits, labels = jnp.array([[0.3, -0.2]]), jnp.array([[1.0, 0.0]])
+    often = jnp.array([0.5, 0.1])
+    weights = au.au_weights(often)
+    expected = au.au_bce(logits, labels, weights) + au.au_dice(logits, labels, weights)
+    np.testing.assert_allclose(au.au_loss(logits, labels, often, False), expected, rtol=1e-6)
+
+
+def test_sides_that_weigh_alike_cost_a_constant_guess_the_same_whatever_the_prevalence():
+    """A guess of one half costs ln 2, of an AU that is on in half or in a tenth of the frames."""
+    for on in (5, 1):
+        labels = jnp.array([[1.0]] * on + [[0.0]] * (10 - on))
+        sides = au.side_weights(jnp.array([on / 10]))
+        loss = au.au_bce(jnp.zeros((10, 1)), labels, jnp.ones(1), sides)
+        np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
+    assert np.isfinite(au.side_weights(jnp.array([0.0, 1.0]))).all()
+
+
+def test_the_lower_face_is_found_wherever_the_head_is():
+    """A head with a dark mouth lies at the same place, at the same size, of what is looked at."""
+
+    def head(x, y, size):
+        image = np.ones((64, 64, 3), np.float32)
+        image[y : y + size, x : x + size // 2] = 0.6
+        mouth = y + int(0.75 * size)
+        image[mouth : mouth + size // 8, x + size // 8 : x + 3 * size // 8] = 0.0
+        return image
+
+    images = np.stack([head(10, 4, 32), head(22, 20, 40)])
+    seen = np.asarray(au.lower_face(jnp.asarray(images)))
+    dark = seen.min(-1) < 0.3
+    places = np.stack([np.mean(np.nonzero(one), 1) for one in dark])
+    assert np.abs(places[0] - places[1]).max() < 3
+    assert dark.sum((1, 2)).min() > 0.85 * dark.sum((1, 2)).max()
+    white = au.lower_face(jnp.ones((1, 64, 64, 3)))
+    np.testing.assert_allclose(white, 1.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("logit", [-200.0, -30.0, 0.0, 30.0, 200.0])
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_losses_and_gradients_are_finite_at_any_logit(logit, label):
     logits, labels = jnp.full((2, 3), logit), jnp.full((2, 3), label)
-    weights = au.au_weights(jnp.array([0.0, 0.01, 1.0]))
-    loss, gradient = jax.value_and_grad(au.au_loss)(logits, labels, weights)
-    assert np.isfinite(loss) and np.isfinite(gradient).all()
+    for even in (False, True):
+        loss, gradient = jax.value_and_grad(au.au_loss)(
+            logits, labels, jnp.array([0.0, 0.01, 1.0]), even
+        )
+        assert np.isfinite(loss) and np.isfinite(gradient).all()
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +148,9 @@ def _decide(params, features):
 def test_encoder_learns_what_four_faces_show(encoder):
     net, params, faces = encoder
     labels = jnp.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]], jnp.float32)
-    weights = au.au_weights(labels.mean(0))
+    often = labels.mean(0)
     step = jax.jit(
-        jax.value_and_grad(lambda p: au.au_loss(net.apply(p, faces)[1], labels, weights))
+        jax.value_and_grad(lambda p: au.au_loss(net.apply(p, faces)[1], labels, often, False))
     )
     first = float(step(params)[0])
     for _ in range(60):
