@@ -141,6 +141,7 @@ def get_config(paper: bool = False) -> ConfigDict:
         use_global=True,
         beta_au=0.25,  # β1 of Eq. 11
         beta_global=0.25,  # β2
+        ema=0.0,  # over 0: codes are moving averages of their queries, of this decay (try 0.99)
         gradient_weight=0.0 if paper else 0.5,
         feature_weight=0.0 if paper else 3.0,  # what eyes and mouth weigh more in Eq. 11's L1
         renders=0.0 if paper else 0.5,  # share of the field's own renders among the inputs

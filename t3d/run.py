@@ -51,6 +51,7 @@ from t3d.peers import headnerf
 from t3d.prior import basis, heads, morphable, shell
 from t3d.prior import encoder as encoders
 from t3d.prior.shell import Shell
+from t3d.space import standardize
 from t3d.speech import features, lipnet
 from t3d.speech.features import MEL_RATE, mel_window, scale_of, standardise
 from t3d.talker import Motion, Talker
@@ -503,6 +504,9 @@ def train(
     for name in names:
         prepared = learner.prepare(name)
         trainer.run(prepared.stage, prepared.training, mesh, config.mesh.rules, learner.log)
+        if name == "space":
+            for line in standardize.in_words(checkpoint.load_params(workdir / "params" / name)):
+                learner.log(f"space: {line}")
     if only is None and hosts.is_first():
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
 
@@ -548,6 +552,11 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             f"config.features.rate={config.features.rate:g}: must be the steps a second of "
             "features.file, above 0"
+        )
+    if not 0 <= config.space.ema < 1:
+        raise UserError(
+            f"config.space.ema={config.space.ema:g}: must be 0 (codes learn by their loss) or "
+            "a decay under 1, such as 0.99"
         )
     ratio, patch = config.size / config.nerf.rays, config.space.patch
     if ratio < 1 or ratio != 2 ** round(math.log2(ratio)):

@@ -25,7 +25,7 @@ from t3d.measure import NO_FIGURE, Figures
 from t3d.metrics import action_units, image, lips, uncertainty
 from t3d.report import Section
 from t3d.run import Run, Speaker
-from t3d.space.standardize import Exchange
+from t3d.space.standardize import COLLAPSED, Exchange
 from t3d.talker import Motion
 
 BATCH = 8  # images that go through the space at once
@@ -350,7 +350,7 @@ def notes(found: Figures) -> list[str]:
     lines = [f"{found['frames']} frames of the split."]
     for space, title in (("au", "AU"), ("global", "global")):
         used = found.get(f"codes/{space}/used")
-        if used is not None and used < 0.1:
+        if used is not None and used < COLLAPSED:
             lines.append(
                 f"The {title} codebook has collapsed: {used:.0%} of its codes are used; fewer "
                 f"codes (config.space.{space}_codes) or a longer training would use more."

@@ -144,6 +144,24 @@ def reset_dead_codes(
     return jnp.where(dead[:, None], rows[chosen], codebook), jnp.where(dead, 1.0, usage)
 
 
+def follow_queries(
+    codebook: jax.Array, queries: jax.Array, indices: jax.Array, decay: float
+) -> jax.Array:
+    """Codes [K, D] moved towards the means of the queries that they are nearest to.
+
+    A moving average (van den Oord et al. 2017, appendix A.1) of each code's own batches: a code
+    that no query has found stays where it is. It takes the place of the codebook's loss.
+
+    Args:
+        queries: [..., D]; indices: [...] rows of their codes; decay: share of a code that is kept.
+    """
+    rows, index = queries.reshape(-1, queries.shape[-1]), indices.reshape(-1)
+    size = len(codebook)
+    count = jax.ops.segment_sum(jnp.ones(len(index)), index, size)[:, None]
+    mean = jax.ops.segment_sum(rows.astype(codebook.dtype), index, size) / jnp.maximum(count, 1.0)
+    return jnp.where(count > 0, decay * codebook + (1.0 - decay) * mean, codebook)
+
+
 def even_sample(queries: jax.Array, limit: int) -> jax.Array:
     """At most `limit` rows [M, D] of queries [..., D], spread evenly over them."""
     rows = queries.reshape(-1, queries.shape[-1])

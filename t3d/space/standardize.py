@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from t3d.space import codebook as cb
 
+COLLAPSED = 0.1  # share of the codes in use under which a codebook is said to have collapsed
 Params = Any
 Aux = dict[str, Any]
 # (space "au" or "global", its queries, what they found) → values that are decoded in their place.
@@ -147,7 +148,7 @@ class StandardizedSpace(nn.Module):
         Returns:
             image [B, s, s, 3] in [0, 1], and aux: for each space in use, under "au" and "global",
             its `Quantized` (au: fields stacked over the AUs, AU first) and under "au_queries" and
-            "global_queries" a sample of the queries ([n_au, M, dim], [M, dim]).
+            "global_queries" the queries ([n_au, B, dim], [B, s/patch, s/patch, dim]).
         """
         aux: Aux = {}
         exchange = exchange or (lambda space, queries, found: found.values)
@@ -175,7 +176,7 @@ class StandardizedSpace(nn.Module):
         self.param("global_usage", nn.initializers.zeros, (self.global_codes,))
         found = cb.quantize(codes, queries)
         aux["global"] = found
-        aux["global_queries"] = jax.lax.stop_gradient(cb.even_sample(queries, self.global_codes))
+        aux["global_queries"] = jax.lax.stop_gradient(queries)
         return exchange("global", queries, found)
 
 
@@ -184,7 +185,7 @@ def _per_au_codes(rng: jax.Array, queries: jax.Array, codes: int) -> jax.Array:
     return jax.vmap(lambda key, rows: cb.codes_from_queries(key, rows, codes))(keys, queries)
 
 
-def restart_codes(params: Params, aux: Aux, rng: jax.Array) -> Params:
+def restart_codes(params: Params, aux: Aux, rng: jax.Array, decay: float = 0.0) -> Params:
     """Follows the codes' use through a training step and restarts the dead ones.
 
     Call it after every optimiser step (it may be jitted with it).
@@ -193,21 +194,54 @@ def restart_codes(params: Params, aux: Aux, rng: jax.Array) -> Params:
         params: of `StandardizedSpace`, the {"params": …} that its init returns.
         aux: what the step's forward pass returned.
         rng: chooses the queries that dead codes are put on.
+        decay: over 0, codes are moving averages of their queries (`codebook.follow_queries`);
+            `space_loss` then leaves their loss out.
     """
     leaves = dict(params["params"])
+
+    def renewed(key, codes, usage, found, queries):
+        usage = cb.track_usage(usage, found.counts)
+        if decay:
+            codes = cb.follow_queries(codes, queries, found.indices, decay)
+        return cb.reset_dead_codes(key, codes, usage, cb.even_sample(queries, len(codes)))
+
     au_key, global_key = jax.random.split(rng)
     if "au" in aux:
-        usage = jax.vmap(cb.track_usage)(leaves["au_usage"], aux["au"].counts)
-        keys = jax.random.split(au_key, usage.shape[0])
-        leaves["au_codebook"], leaves["au_usage"] = jax.vmap(cb.reset_dead_codes)(
-            keys, leaves["au_codebook"], usage, aux["au_queries"]
+        keys = jax.random.split(au_key, len(leaves["au_usage"]))
+        leaves["au_codebook"], leaves["au_usage"] = jax.vmap(renewed)(
+            keys, leaves["au_codebook"], leaves["au_usage"], aux["au"], aux["au_queries"]
         )
     if "global" in aux:
-        usage = cb.track_usage(leaves["global_usage"], aux["global"].counts)
-        leaves["global_codebook"], leaves["global_usage"] = cb.reset_dead_codes(
-            global_key, leaves["global_codebook"], usage, aux["global_queries"]
+        leaves["global_codebook"], leaves["global_usage"] = renewed(
+            global_key,
+            leaves["global_codebook"],
+            leaves["global_usage"],
+            aux["global"],
+            aux["global_queries"],
         )
     return {**params, "params": leaves}
+
+
+def in_words(params: Params) -> list[str]:
+    """What a trained space's codebooks came to, a line each: codes in use, and a collapse.
+
+    Args:
+        params: of `StandardizedSpace`.
+    """
+    lines = []
+    for name, title in (("au", "AU codebooks"), ("global", "global codebook")):
+        if f"{name}_usage" not in params["params"]:
+            continue
+        usage = params["params"][f"{name}_usage"]
+        used = float(jnp.mean(usage > cb.DEAD_BELOW))
+        line = f"{title}: {used:.0%} of {usage.shape[-1]} codes in use"
+        if used < COLLAPSED:
+            line += (
+                f"; a collapse: what it quantises has hardly any variety; try fewer codes "
+                f"(config.space.{name}_codes) or config.space.ema=0.99"
+            )
+        lines.append(line)
+    return lines
 
 
 def gradient_difference(a: jax.Array, b: jax.Array, weight: jax.Array | None = None) -> jax.Array:
@@ -230,6 +264,7 @@ def space_loss(
     beta_global: float = 0.25,
     gradient_weight: float | jax.Array = 0.0,
     weight: jax.Array | None = None,
+    codebook_weight: float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L_S of Eq. 11; each norm is a mean over its elements, so no size changes the balance.
 
@@ -241,6 +276,7 @@ def space_loss(
         beta_global: β2 of Eq. 11.
         gradient_weight: of `gradient_difference`, which keeps edges sharp; 0 is the paper.
         weight: [B, s, s, 1] of each pixel, of mean about 1; None is the paper: all alike.
+        codebook_weight: of the terms that move the codes; 0 where they are moving averages.
 
     Returns:
         The loss and its terms, with perplexity and usage of both codebooks (means over the AUs).
@@ -255,7 +291,8 @@ def space_loss(
             terms[f"{name}_commitment"] = jnp.mean(found.commitment_loss)
             terms[f"{name}_perplexity"] = jnp.mean(found.perplexity)
             terms[f"{name}_usage"] = jnp.mean(found.usage)
-            loss += terms[f"{name}_codebook"] + beta * terms[f"{name}_commitment"]
+            loss += codebook_weight * terms[f"{name}_codebook"]
+            loss += beta * terms[f"{name}_commitment"]
     if isinstance(gradient_weight, jax.Array) or gradient_weight:
         terms["gradient"] = gradient_difference(output, target, weight)
         loss += gradient_weight * terms["gradient"]

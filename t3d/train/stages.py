@@ -602,11 +602,12 @@ def _space(config: Any, talker: Talker, facts: Facts) -> Stage:
             settings.beta_global,
             settings.gradient_weight,
             weight,
+            codebook_weight=0.0 if settings.ema else 1.0,
         )
         return total, terms | {"found": found}
 
     def after_step(params, aux, key):
-        return standardize.restart_codes(params, aux["found"], key)
+        return standardize.restart_codes(params, aux["found"], key, settings.ema)
 
     def images(params, frozen, batch):
         output, _ = standardise(params, frozen, batch["image"])

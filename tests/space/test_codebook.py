@@ -131,6 +131,23 @@ def test_a_rarely_asked_code_is_not_dead_after_a_few_batches():
     assert float(usage.min()) > cb.DEAD_BELOW
 
 
+def test_codes_follow_the_mean_of_their_queries(codes, queries):
+    found = cb.quantize(codes, queries)
+    moved = np.asarray(cb.follow_queries(jnp.asarray(codes), queries, found.indices, 0.9))
+    rows, index = queries.reshape(-1, 4), np.asarray(found.indices).reshape(-1)
+    for k, code in enumerate(codes):
+        mine = rows[index == k]
+        expected = 0.9 * code + 0.1 * mine.mean(0) if len(mine) else code
+        np.testing.assert_allclose(moved[k], expected, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(index)) < len(codes)  # some found no query
+
+
+def test_many_queries_against_many_codes_stay_under_a_gigabyte():
+    shapes = (jax.ShapeDtypeStruct((n, 256), jnp.float32) for n in (8192, 65536))
+    memory = jax.jit(cb.nearest).lower(*shapes).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2**30
+
+
 def test_even_sample_covers_all_rows_of_a_grid():
     grid = np.arange(32 * 32, dtype=np.float32).reshape(1, 32, 32, 1)
     columns = np.asarray(cb.even_sample(grid, 64))[:, 0] % 32

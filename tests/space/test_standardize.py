@@ -80,12 +80,11 @@ def test_loss_is_eq_11_term_by_term(space, batch):
     s = np.asarray(params["params"]["au_codebook"])
     gap_au = np.mean([(asked[u] - s[u][found.indices[u]]) ** 2 for u in range(2)])
     g = np.asarray(params["params"]["global_codebook"])
-    rows = aux["global_queries"][:, None]  # 32 queries, sampled down to 16
     whole = sp.GlobalEncoder(8, 16, 4).apply(
         {"params": params["params"]["GlobalEncoder_0"]}, batch[0]
     )
     gap_global = np.mean((np.asarray(whole) - g[aux["global"].indices]) ** 2)
-    assert rows.shape == (16, 1, 8)
+    np.testing.assert_allclose(aux["global_queries"], whole, atol=1e-5)
     expected = np.abs(np.asarray(image) - np.asarray(target)).mean()
     expected += 1.3 * gap_au + 1.7 * gap_global
     loss, _ = sp.space_loss(image, target, aux, beta_au=0.3, beta_global=0.7)
@@ -144,3 +143,26 @@ def test_a_frame_of_128_pixels_costs_less_than_two_and_a_half_gigaflop():
     params = jax.eval_shape(net.init, jax.random.key(0), image, features)
     cost = jax.jit(net.apply).lower(params, image, features).compile().cost_analysis()
     assert cost["flops"] < 2.5e9
+
+
+def test_codes_that_are_moving_averages_learn_without_their_loss(space, batch):
+    apply, params = space
+    image, aux = apply(params, *batch)
+    usual, terms = sp.space_loss(image, batch[0], aux)
+    without, _ = sp.space_loss(image, batch[0], aux, codebook_weight=0.0)
+    codes = terms["au_codebook"] + terms["global_codebook"]
+    np.testing.assert_allclose(usual - without, codes, rtol=1e-4)
+    errors = []
+    for step in range(40):
+        _, aux = apply(params, *batch)
+        errors.append(float(aux["global"].codebook_loss))
+        params = sp.restart_codes(params, aux, jax.random.key(step), decay=0.5)
+    assert errors[-1] < 0.8 * errors[0]
+
+
+def test_codebooks_are_told_in_words():
+    usage = {"au_usage": jnp.ones((2, 50)), "global_usage": jnp.zeros(200).at[:6].set(30.0)}
+    au, whole = sp.in_words({"params": usage})
+    assert au == "AU codebooks: 100% of 50 codes in use"
+    assert whole.startswith("global codebook: 3% of 200 codes in use; a collapse")
+    assert "config.space.global_codes" in whole
