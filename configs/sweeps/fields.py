@@ -10,7 +10,7 @@ Two CPU cores: time and score in docs/benchmarks.md.
 
 from ml_collections import ConfigDict
 
-from t3d.configs import ablations
+from t3d.configs import ablations, talker
 
 MEMBERS = {
     "shell": (),
@@ -20,7 +20,8 @@ MEMBERS = {
 
 
 def get_config(paper: bool = False) -> ConfigDict:
-    """The ablations' config with 32² rays of 16 samples."""
+    """The ablations' config with 32² rays of 16 samples, and 500 steps of the field."""
     config = ablations.get_config(paper)
     config.nerf.update(rays=32, samples=16)
+    config.stages.nerf = talker.stage(500, 2, 5e-3)
     return config
