@@ -29,6 +29,7 @@ from t3d.train import writers
 NEEDED = ("au", "space")  # stages of a run
 MOST_FRAMES = 250  # of a speaker that are looked at: 10 s
 PATCHES, CODES = 8, 8  # shown of each code; codes that are shown
+WHITE = 250  # of 255: a patch with nothing darker shows no head
 AROUND = 4  # patches on each side of a token that are shown with it
 CURVES = {  # of training, by the names of their logs
     "global codes used, share": "space/global_usage",
@@ -46,8 +47,8 @@ class Seen:
         name: the speaker's; frames: [T] numbers; images: uint8 [T, s, s, 3].
         opening: [T] of the mouth over the eye distance; on: [T, n_au] whether each AU is.
         sound: [T · 640], 16 kHz.
-        au, tokens: [T, n_au] and [T, h, w] rows of the codes; away: [T, h, w] distance of each
-            token's query from its code. Of a space that is not in use there are none.
+        au, tokens: [T, n_au] and [T, h, w] rows of the codes, tokens −1 beside the head; away:
+            [T, h, w] distance of each token's query from its code. None of a space not in use.
     """
 
     name: str
@@ -115,9 +116,18 @@ def _look(run: Run, name: str, dataset: SpeakerDataset) -> Seen:
         on=dataset.track["au"][frames] > 0.5,
         sound=sound[frames[:, None] * step + np.arange(step)].ravel(),
         au=rows.get("au"),
-        tokens=rows.get("global"),
+        tokens=_on_head(rows.get("global"), images),
         away=rows.get("away"),
     )
+
+
+def _on_head(tokens: np.ndarray | None, images: np.ndarray) -> np.ndarray | None:
+    """The tokens, and −1 for those of patches that are white all over."""
+    if tokens is None:
+        return None
+    count, h, w = tokens.shape
+    patches = images.reshape(count, h, images.shape[1] // h, w, images.shape[2] // w, 3)
+    return np.where(patches.min((2, 4, 5)) < WHITE, tokens, -1)
 
 
 def unit_names(run: Run) -> list[str]:
@@ -126,11 +136,11 @@ def unit_names(run: Run) -> list[str]:
 
 
 def books(run: Run, seen: Seen) -> dict[str, np.ndarray]:
-    """How often the frames use each code: title of a codebook → [K]."""
+    """How often the frames' heads use each code: title of a codebook → [K]."""
     counts = {}
     if seen.tokens is not None:
-        size = run.config.space.global_codes
-        counts["global"] = np.bincount(seen.tokens.ravel(), minlength=size)
+        on_head = seen.tokens[seen.tokens >= 0]
+        counts["global"] = np.bincount(on_head, minlength=run.config.space.global_codes)
     if seen.au is not None:
         for unit, rows in zip(unit_names(run), seen.au.T):
             counts[unit] = np.bincount(rows, minlength=run.config.space.au_codes)
@@ -161,7 +171,7 @@ def patches(seen: Seen, patch: int) -> Image.Image:
         patch: pixels of a token's side.
     """
     rows = []
-    counts = np.bincount(seen.tokens.ravel())
+    counts = np.bincount(seen.tokens[seen.tokens >= 0])
     side = (2 * AROUND + 1) * patch
     margin = AROUND * patch
     padded = np.pad(seen.images, ((0, 0), (margin,) * 2, (margin,) * 2, (0, 0)), mode="edge")
@@ -175,7 +185,7 @@ def patches(seen: Seen, patch: int) -> Image.Image:
             y, x = (patch * place for place in divmod(int(nearest[t]), away.shape[2]))
             cut.append(padded[t, y : y + side, x : x + side])
         share = counts[code] / counts.sum()
-        rows.append((f"code {code}, {share:.1%} of the tokens", cut, []))
+        rows.append((f"code {code}, {share:.1%} of the head", cut, []))
     return plots.sheet(rows)
 
 
@@ -215,7 +225,7 @@ def au_switches(run: Run, seen: Seen) -> Image.Image:
         off, on = (np.bincount(side).argmax() for side in sides)
         images = [through(run, face, _with_code(codes, unit, code))[0] for code in (off, on)]
         apart = np.abs(images[1].astype(int) - images[0]).clip(0, 63) * 4
-        labels = ["through the space", f"off (code {off})", f"on (code {on})", "difference × 4"]
+        labels = ["through the space", f"off (code {off})", f"on (code {on})", "difference x 4"]
         pictures = [through(run, face)[0], *images, 255 - apart.astype(np.uint8)]
         rows.append((name, pictures, labels))
     return plots.sheet(rows)
@@ -235,7 +245,7 @@ def global_switches(run: Run, seen: Seen) -> Image.Image:
     codes = np.asarray(run.params["space"]["params"]["global_codebook"])
     whole, size = through(run, face)[0], face.shape[1]
     rows = []
-    for code in np.argsort(-np.bincount(tokens.ravel()))[: CODES // 2]:
+    for code in np.argsort(-np.bincount(tokens[tokens >= 0]))[: CODES // 2]:
         apart = np.linalg.norm(codes - codes[code], axis=-1)
         apart[code] = np.inf
         other = apart.argmin()
@@ -249,7 +259,7 @@ def global_switches(run: Run, seen: Seen) -> Image.Image:
         where = np.kron(tokens == code, np.ones([size // len(tokens)] * 2))[..., None]
         place = (whole * (0.35 + 0.65 * where)).astype(np.uint8)
         change = np.abs(off.astype(int) - whole).clip(0, 63) * 4
-        labels = ["on", "where it is", f"off (code {other})", "difference × 4"]
+        labels = ["on", "where it is", f"off (code {other})", "difference x 4"]
         rows.append((f"code {code}", [whole, place, off, 255 - change.astype(np.uint8)], labels))
     return plots.sheet(rows)
 
@@ -280,8 +290,9 @@ def code_map(run: Run, seen: Seen) -> bytes:
     counts = books(run, seen)
     for title, use in counts.items():
         if title == "global":
-            codes, rows = leaves["global_codebook"], seen.tokens
-            values = np.broadcast_to(seen.opening[:, None, None], rows.shape)
+            codes, rows = leaves["global_codebook"], seen.tokens[seen.tokens >= 0]
+            values = np.broadcast_to(seen.opening[:, None, None], seen.tokens.shape)
+            values = values[seen.tokens >= 0]
         else:
             unit = unit_names(run).index(title)
             codes, rows, values = leaves["au_codebook"][unit], seen.au[:, unit], seen.opening

@@ -163,7 +163,7 @@ def code_sheet(view: FreeView, codes: Sequence[int] = (0, 1, 2)) -> Image.Image:
     for kind in ("identity", "albedo"):
         for code in codes:
             images = [view.images(*still, **{kind: {code: d}})[0] for d in DEVIATIONS]
-            labels = [f"{d:+g} σ" if d else "as it is" for d in DEVIATIONS]
+            labels = [f"{d:+g} dev." if d else "as it is" for d in DEVIATIONS]
             rows.append((f"{kind}, code {code}", images, labels))
     images = [view.images(*still, light=light)[0] for light in LIGHTS]
     labels = [f"{light:+.0%}" if light else "as it is" for light in LIGHTS]

@@ -7,6 +7,7 @@ here, by the networks of the stages before it.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 import shutil
@@ -813,6 +814,7 @@ class Learner:
             self._need("row", lambda d, s: np.arange(d.num_frames, dtype=np.int32) + s.row)
             self._keep(["oracle_codes"], ["prior"], [], partial(self._oracle_codes, frozen))
             what = [self.config.seed, nerf.rays, nerf.sampling, nerf.near, nerf.far]
+            what += [_digest(s.hair, s.room) for s in self.speakers]
             names = stages.GUIDE + (stages.NOVEL if nerf.geometry_weight else ())
             self._keep(names, [], what, self._guides)
             self.capacity = max(map(capacity_of, self.arrays["guide_active"]))
@@ -1114,6 +1116,11 @@ def _voice(config: ConfigDict, dataset: SpeakerDataset) -> np.ndarray:
     return voice_of(config, heard)
 
 
+def _digest(*arrays: Any) -> str:
+    """A name for values, to tell others by."""
+    return hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays)).hexdigest()[:12]
+
+
 def _turned(head_to_world: np.ndarray, frames: np.ndarray, count: int = 24) -> np.ndarray:
     """Of some frames `count` from the most to the least turned to a side."""
     order = frames[np.argsort(head_to_world[frames, 0, 2], kind="stable")]
@@ -1126,6 +1133,8 @@ def _hair(config: ConfigDict, dataset: SpeakerDataset) -> tuple[np.ndarray, floa
     few = _turned(track["head_to_world"], frames)
     model, identity = basis.load(dataset.meta["prior"]), track["identity"]
     masks = np.stack([dataset.picture(f, "mask", 128) for f in few]) / 255.0
+    if not (masks > 0.5).any():
+        raise UserError(f"{dataset.path}: none of its masks shows a head; prepare it again")
     seen = track["head_to_world"][few], cameras.recorded(track["intrinsics"]), masks
     hair = np.zeros(len(model.mean), np.float32)
     if config.nerf.hair:

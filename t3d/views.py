@@ -473,6 +473,7 @@ def round_trip(
         np.flatnonzero(found),
         lambda rows: drawn.images[rows],
         lambda rows: drawn.alpha[rows],
+        doubt=tracker.MEDIAPIPE_DOUBT,
     )
     yaws = turn(tracked["head_to_world"], np.eye(4, dtype=np.float32))
     figures["yaw_error"] = float((yaws - asked)[found].mean())

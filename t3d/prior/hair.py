@@ -12,6 +12,7 @@ from scipy.sparse.linalg import spsolve
 
 from t3d import camera as cameras
 from t3d.camera import Camera
+from t3d.prior import raster
 
 MOST = 8.0  # cm that hair stands off
 DIRECTIONS = 120  # in which an outline is looked at, about the middle of the skull
@@ -19,7 +20,6 @@ ROUNDS = 8
 SMOOTH = 1.0  # of a difference between neighbours, against one sight of an outline
 BEND = 1.0  # of a vertex's difference from its neighbours: no ridge where an outline lay
 REAR = 0.05  # of a difference between hair at the back of the head and what outlines show of it
-SLANT = 0.3  # least cosine between hair and the direction in the picture that an outline is read in
 
 
 def fit(
@@ -33,8 +33,8 @@ def fit(
 ) -> np.ndarray:
     """Thickness [V] of the hair over each vertex (cm).
 
-    Each round draws the head's outline with the hair found so far, reads off by how much the
-    masks' outlines lie further out, and smooths that over the skull (least squares).
+    Each round draws the head with the hair found so far, reads off by how much the masks' outlines
+    lie further out than its own, and smooths that over the skull (least squares).
 
     Args:
         neutral: [V, 3] cm, the vertices that are drawn; triangles: [F, 3]; away: [V, 3] unit
@@ -47,17 +47,23 @@ def fit(
     bald = 100.0 * (1.0 - scalp) ** 2
     high = away[:, 1] > 0  # ears show none
     rear = REAR * scalp * (away[:, 2] < 0)
-    outlines = [
-        _outline(mask, pose, neutral, scalp, camera) for mask, pose in zip(masks, head_to_world)
-    ]
-    hair = np.zeros(len(neutral))
+    middle = neutral[scalp > 0.5].mean(0)
+    size, hair = masks.shape[1], np.zeros(len(neutral))
+    centres = cameras.project(camera, cameras.transform(head_to_world, middle[None]))[0][:, 0]
+    radii = [_outline(mask, centre) for mask, centre in zip(masks, centres, strict=True)]
     for _ in range(ROUNDS):
         seen, further = np.zeros((2, len(neutral)))
-        for pose, (centre, radius) in zip(head_to_world, outlines):
-            rim, off = _beyond(neutral + hair[:, None] * away, away, pose, camera, centre, radius)
-            known = scalp[rim] > 0.5
-            np.add.at(seen, rim[known], 1.0)
-            np.add.at(further, rim[known], off[known])
+        for pose, centre, radius in zip(head_to_world, centres, radii, strict=True):
+            uv, depth = cameras.project(
+                camera, cameras.transform(pose, neutral + hair[:, None] * away)
+            )
+            drawn = raster.rasterize(uv * size, depth, triangles, size, size).triangle >= 0
+            gap = radius - _outline(drawn, centre)
+            rim, outward = _rim(uv - centre, away @ pose[:3, :3].T @ camera.camera_to_world[:3, :3])
+            off = gap[_direction(uv[rim] - centre)] * depth[rim] / camera.intrinsics[0]
+            known = np.isfinite(off) & (outward > 0) & (scalp[rim] > 0.5)
+            np.add.at(seen, rim[known], outward[known] ** 2)
+            np.add.at(further, rim[known], outward[known] * off[known])
         wanted = seen * hair + further
         usual = wanted[high].sum() / max(seen[high].sum(), 1.0)
         known = diags_array(seen + bald + rear + 1e-3)
@@ -81,34 +87,28 @@ def _direction(off: np.ndarray) -> np.ndarray:
     return np.floor(turn % 1.0 * DIRECTIONS).astype(int) % DIRECTIONS
 
 
-def _outline(mask, pose, neutral, scalp, camera) -> tuple[np.ndarray, np.ndarray]:
-    """The skull's middle [2] in the picture and the mask's radius [DIRECTIONS] about it, fractions
-    of the side; NaN where the mask leaves the picture."""
-    middle = neutral[scalp > 0.5].mean(0)
-    centre, _ = cameras.project(camera, cameras.transform(pose, middle[None]))
+def _outline(mask: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Radius [DIRECTIONS] of a mask [S, S] about a point [2] of it, fractions of the side; NaN
+    where the mask leaves the picture."""
     angle = (np.arange(DIRECTIONS) + 0.5) / DIRECTIONS * 2 * np.pi
     steps = np.arange(0.0, 1.5, 0.5 / len(mask))
-    at = centre[0] + steps[:, None, None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+    at = centre + steps[:, None, None] * np.stack([np.cos(angle), np.sin(angle)], -1)
     pixel = np.floor(at * len(mask)).astype(int)
     inside = ((pixel >= 0) & (pixel < len(mask))).all(-1)
     column, row = np.moveaxis(np.clip(pixel, 0, len(mask) - 1), -1, 0)
     covered = (mask[row, column] > 0.5) & inside
     radius = np.where(covered, steps[:, None], 0.0).max(0)
     leaves = covered[np.maximum(inside.sum(0) - 1, 0), np.arange(DIRECTIONS)]
-    return centre[0], np.where(leaves | (radius == 0.0), np.nan, radius)
+    return np.where(leaves | (radius == 0.0), np.nan, radius)
 
 
-def _beyond(points, away, pose, camera, centre, radius) -> tuple[np.ndarray, np.ndarray]:
-    """The outline's vertices, and by how much hair (cm) the mask's outline is further out."""
-    uv, depth = cameras.project(camera, cameras.transform(pose, points))
-    off = uv - centre
-    length = np.linalg.norm(off, axis=-1)
-    number = _direction(off)
-    farthest = np.lexsort((length, number))
-    last = np.append(number[farthest][1:] != number[farthest][:-1], True)
-    rim = farthest[last]
-    turned = away[rim] @ pose[:3, :3].T @ camera.camera_to_world[:3, :3]
-    outward = np.sum(turned[:, :2] * off[rim], -1) / np.maximum(length[rim], 1e-6)
-    gap = (radius[number[rim]] - length[rim]) * depth[rim] / camera.intrinsics[0]
-    known = np.isfinite(gap) & (outward > SLANT)
-    return rim[known], gap[known] / outward[known]
+def _rim(off: np.ndarray, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vertices furthest out in each direction, and how far a cm of their hair reaches out.
+
+    Args:
+        off: [V, 2] from the skull's middle in the picture; away: [V, 3] in the camera's axes.
+    """
+    length, number = np.linalg.norm(off, axis=-1), _direction(off)
+    order = np.lexsort((length, number))
+    rim = order[np.append(number[order][1:] != number[order][:-1], True)]
+    return rim, np.sum(away[rim, :2] * off[rim], -1) / np.maximum(length[rim], 1e-6)

@@ -102,7 +102,7 @@ def make_shell(
         normals=(normals * thin[:, None])[used].astype(np.float32),
         scalp=scalp,
         away=away / np.linalg.norm(away, axis=-1, keepdims=True),
-        hair=np.asarray(hair * scalp if np.isscalar(hair) else hair[used], np.float32),
+        hair=np.asarray(hair * scalp if np.ndim(hair) == 0 else hair[used], np.float32),
         room=room,
     )
 
@@ -133,10 +133,20 @@ def surface(
     Args:
         expressed: [V, 3] the shell's vertices in motion.
     """
-    head = replace(shell, triangles=shell.triangles[: shell.solid])
-    seen = _draw(head, expressed + shell.hairy, head_to_world, camera, size)
-    skin = (shell.hair < BARE)[head.triangles].all(1)
-    return seen.depth, skin[seen.triangle] & (seen.triangle >= 0)
+    vertices = expressed + shell.hairy
+    seen = _draw(shell, vertices, head_to_world, camera, size)
+    skin = (shell.hair < BARE)[shell.triangles].all(1)
+    # Through the neck the skull is seen from inside: that is no surface of a head.
+    head = _faces(shell, vertices, head_to_world, camera) & (np.arange(len(skin)) < shell.solid)
+    hit = (seen.triangle >= 0) & head[seen.triangle]
+    return np.where(hit, seen.depth, np.inf), hit & skin[seen.triangle]
+
+
+def _faces(shell, vertices, head_to_world, camera) -> np.ndarray:
+    """[F] whether the triangles turn their outside to the camera."""
+    a, b, c = cameras.transform(head_to_world, vertices)[shell.triangles].transpose(1, 0, 2)
+    normal = np.cross(b - a, c - a)
+    return np.sum(normal * (camera.camera_to_world[:3, 3] - a), -1) > 0
 
 
 def expressed(shell: Shell, expression: np.ndarray) -> np.ndarray:
@@ -178,7 +188,10 @@ def guide(
         raster.interpolate(bare, shell.triangles, -moved),
         raster.interpolate(hull, shell.triangles, -moved),
     )
-    active = hit | inside
+    there = np.isfinite(depth)  # what is asked for there can be reached
+    near = np.where(there, np.minimum(near, depth - FACE_MARGIN), near)
+    far = np.where(there, np.maximum(far, depth + BEHIND), far)
+    active = hit | inside | there
     distance = float(np.linalg.norm(head_to_world[:3, 3] - camera.camera_to_world[:3, 3]))
     return {
         "near": np.where(active, near, distance).astype(np.float32).reshape(-1),

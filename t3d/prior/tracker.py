@@ -236,7 +236,9 @@ def _perspective(told: float, deviation: float) -> tuple[float, float]:
     Args:
         told: by the landmarks; deviation: of that.
     """
-    share = deviation**2 / (deviation**2 + KAPPA_PRIOR**2)
+    share = 1.0
+    if np.isfinite(deviation) and told > 0:  # heads are not seen from behind the camera
+        share = deviation**2 / (deviation**2 + KAPPA_PRIOR**2)
     kappa = share / FOCAL_PRIOR + (1 - share) * told
     return kappa, share**0.5 * KAPPA_PRIOR / kappa
 

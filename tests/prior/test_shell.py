@@ -123,6 +123,29 @@ def test_hair_is_found_by_the_outlines_of_the_masks(model, outlines):
     assert mask_iou(found, known) > 0.92 > mask_iou(bald, known) + 0.15
 
 
+def test_a_bald_head_is_found_to_have_no_hair(model):
+    bald = shell.make_shell(model, np.zeros(100), 0.0, 0.0)
+    turns = np.radians([[t / 4, t, 0] for t in (-20, -10, 0, 10, 20)])
+    poses = cameras.head_pose(turns, np.tile([1.0, 0.0, 85.0], (5, 1))).astype(np.float32)
+    masks = [np.isfinite(shell.surface(bald, bald.neutral, p, CAMERA, 128)[0]) for p in poses]
+    hair = shell.fit_hair(model, np.zeros(100), poses, CAMERA, np.float32(masks))
+    assert np.mean(hair[bald.drawn] < shell.BARE) > 0.98 and hair.max() < 1.0
+
+
+def test_what_is_asked_of_a_ray_lies_between_its_ends(model):
+    """Of views from the side and from below, with much hair: through the neck nothing is seen."""
+    head = shell.make_shell(model, np.zeros(100), hair=3.0, room=2.0)
+    for yaw, pitch in ((45, 20), (-45, -20), (0, -20), (0, 25)):
+        view = cameras.orbit(CAMERA, POSE[:3, 3], yaw, pitch)
+        guide = shell.guide(head, np.zeros(79), POSE, view, 64)
+        hit = np.isfinite(guide["depth"])
+        assert guide["active"][hit].all()
+        assert (guide["near"] < guide["depth"])[hit].all()
+        assert (guide["depth"] < guide["far"])[hit].all()
+        length = guide["far"] - guide["near"]
+        assert length[hit].max() < 16
+
+
 def test_room_for_hair_is_the_least_that_covers_the_masks(model, outlines):
     true, poses, masks = outlines
     tuft = masks.copy()  # in one frame only: no hair of the head's
