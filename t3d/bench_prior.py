@@ -153,9 +153,10 @@ def track_figures(clip: synthetic.TurningClip, fitted: dict[str, np.ndarray]) ->
     Returns:
         rotation_degrees: median error; expression_pixels: how far the fitted expression would carry
         the true head's 51 inner landmarks from where they are, median over frames of their mean;
-        focal: fitted over true; focal_observable: 1 where the tracker believes it (else it is
-        assumed); relighting: median error of the skin, painted and lit by the fit, as a share of
-        full scale (root mean square); jitter: of the head's turns, over that of per-frame fits.
+        focal: fitted over true; focal_observable: 1 where the tracker says so (else it is
+        mostly assumed); relighting: median error of the skin, painted and lit by the fit, as a
+        share of full scale (root mean square); jitter: of the head's turns, over that of per-frame
+        fits.
     """
     truth = clip.truth
     pose = cameras.head_pose(truth["rotvec"], truth["translation"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,7 +24,7 @@ from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.errors import UserError
 from t3d.metrics import lips
 from t3d.run import Run
-from t3d.standardisation import BATCH, through
+from t3d.standardisation import through
 from t3d.train import writers
 
 NEEDED = ("au", "space")  # stages of a run
@@ -69,9 +70,12 @@ def open_codebooks(workdir: str | Path, places: Sequence[str] = ()) -> tuple[Run
         places: of the datasets in the run's order, if they have moved.
 
     Raises:
-        UserError: no such run, a stage that is missing, a dataset that is not there.
+        UserError: no such run, a stage that is missing, a space without codebooks, a dataset that
+            is not there.
     """
     run = runs.open_run(workdir, NEEDED)
+    if not (run.config.space.use_au or run.config.space.use_global):
+        raise UserError(f"{workdir}: its Standardized Space uses neither codebook")
     if places and len(places) != len(run.speakers):
         names = ", ".join(speaker.name for speaker in run.speakers)
         raise UserError(f"give the datasets of {names}, in this order")
@@ -83,7 +87,7 @@ def open_codebooks(workdir: str | Path, places: Sequence[str] = ()) -> tuple[Run
 
 
 def _look(run: Run, name: str, dataset: SpeakerDataset) -> Seen:
-    frames, size = dataset.frames("test")[:MOST_FRAMES], run.config.size
+    frames, size = runs.frames_of(dataset, "test")[:MOST_FRAMES], run.config.size
     images = np.stack([dataset.picture(f, "head", size) for f in frames])
 
     @jax.jit
@@ -100,12 +104,7 @@ def _look(run: Run, name: str, dataset: SpeakerDataset) -> Seen:
             rows["away"] = asked["global"]
         return rows | ({"au": rows["au"].T} if "au" in rows else {})
 
-    parts = []
-    for start in range(0, len(images), BATCH):
-        chosen = np.minimum(np.arange(start, start + BATCH), len(images) - 1)
-        part = jax.device_get(look(run.params, images[chosen].astype(np.float32)))
-        parts.append({key: rows[: len(images) - start] for key, rows in part.items()})
-    rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    rows = runs.in_batches(partial(look, run.params), images, size=runs.BATCH)
     step = video.RATE // video.FPS
     sound = np.pad(dataset.audio(), (0, video.RATE))
     return Seen(
@@ -175,7 +174,7 @@ def patches(seen: Seen, patch: int) -> Image.Image:
     side = (2 * AROUND + 1) * patch
     margin = AROUND * patch
     padded = np.pad(seen.images, ((0, 0), (margin,) * 2, (margin,) * 2, (0, 0)), mode="edge")
-    for code in np.argsort(-counts)[:CODES]:
+    for code in [code for code in np.argsort(-counts)[:CODES] if counts[code]]:
         away = np.where(seen.tokens == code, seen.away, np.inf)
         flat = away.reshape(len(away), -1)
         nearest = flat.argmin(1)
@@ -212,22 +211,23 @@ def _typical(seen: Seen, chosen: np.ndarray) -> int:
 def au_switches(run: Run, seen: Seen) -> Image.Image:
     """A face with each AU's code exchanged for that of an AU which is off, and for one that is on.
 
-    The codes are those used most where the AU's label is off and where it is on; the last picture
-    says where the two differ, four times as strong.
+    The codes are those used most where the AU's label is off and where it is on; of an AU that is
+    always the same, where the mouth is more closed and more open than in the middle. The last
+    picture says where the two differ, four times as strong.
     """
     face = seen.images[_typical(seen, np.isfinite(seen.opening))][None]
     codes = run.params["space"]["params"]["au_codebook"]
-    rows = []
+    usual, rows = through(run, face)[0], []
     for unit, name in enumerate(unit_names(run)):
-        sides = [seen.au[seen.on[:, unit] == on, unit] for on in (False, True)]
-        if min(map(len, sides)) == 0:
-            continue
-        off, on = (np.bincount(side).argmax() for side in sides)
-        images = [through(run, face, _with_code(codes, unit, code))[0] for code in (off, on)]
+        on, words = seen.on[:, unit], ("off", "on")
+        if on.all() or not on.any():
+            on, words = seen.opening > np.nanmedian(seen.opening), ("mouth closed", "mouth open")
+        chosen = [np.bincount(seen.au[on == side, unit]).argmax() for side in (False, True)]
+        images = [through(run, face, _with_code(codes, unit, code))[0] for code in chosen]
         apart = np.abs(images[1].astype(int) - images[0]).clip(0, 63) * 4
-        labels = ["through the space", f"off (code {off})", f"on (code {on})", "difference x 4"]
-        pictures = [through(run, face)[0], *images, 255 - apart.astype(np.uint8)]
-        rows.append((name, pictures, labels))
+        labels = [f"{word} ({code})" for word, code in zip(words, chosen)]
+        pictures = [usual, *images, 255 - apart.astype(np.uint8)]
+        rows.append((name, pictures, ["through the space", *labels, "difference x 4"]))
     return plots.sheet(rows)
 
 
@@ -245,7 +245,8 @@ def global_switches(run: Run, seen: Seen) -> Image.Image:
     codes = np.asarray(run.params["space"]["params"]["global_codebook"])
     whole, size = through(run, face)[0], face.shape[1]
     rows = []
-    for code in np.argsort(-np.bincount(tokens[tokens >= 0]))[: CODES // 2]:
+    counts = np.bincount(tokens[tokens >= 0])
+    for code in [code for code in np.argsort(-counts)[: CODES // 2] if counts[code]]:
         apart = np.linalg.norm(codes - codes[code], axis=-1)
         apart[code] = np.inf
         other = apart.argmin()

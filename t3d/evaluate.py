@@ -14,13 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from t3d import checkpoint, controls, judges, render, report, worst
 from t3d import measure as measures
 from t3d import run as runs
-from t3d import talker as talkers
 from t3d import views as turned
 from t3d.data.landmarks import BLENDSHAPES
 from t3d.data.parts import write_atomically
@@ -223,23 +221,11 @@ def code_counts(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
     Returns:
         {"au": int [n_au, K], "global": int [K]}, those that the run has.
     """
-
-    @jax.jit
-    def indices(params: talkers.Params, batch: jax.Array) -> dict[str, jax.Array]:
-        _, used = talkers.standardise(run.talker, params, batch.astype(jnp.float32) / 255)
-        found = {"au": jnp.swapaxes(used["au"].indices, 0, 1)} if "au" in used else {}
-        return found | ({"global": used["global"].indices} if "global" in used else {})
-
-    space = run.config.space
-    used = runs.in_batches(partial(indices, run.params), images, size=runs.BATCH)
+    used, space = runs.codes_of(run.talker, run.params, images), run.config.space
     counts = {}
     if "au" in used:
-        rows = used["au"].reshape(len(images), used["au"].shape[1], -1)
         counts["au"] = np.stack(
-            [
-                np.bincount(rows[:, k].ravel(), minlength=space.au_codes)
-                for k in range(rows.shape[1])
-            ]
+            [np.bincount(rows, minlength=space.au_codes) for rows in used["au"].T]
         )
     if "global" in used:
         counts["global"] = np.bincount(used["global"].ravel(), minlength=space.global_codes)
@@ -267,11 +253,7 @@ def measure(
     Raises:
         UserError: the split has no frames.
     """
-    frames = dataset.frames(split)
-    if not len(frames):
-        raise UserError(
-            f"{dataset.path}: its {split} split has no frame with a face; use a longer clip"
-        )
+    frames = runs.frames_of(dataset, split)
     speaker = render.speaker_of(run, dataset.name)
     motion = runs.motion_of(run, speaker, runs.hear_clip(run, speaker, dataset), frames)
     truth = truth_of(dataset, frames, run.config.size)

@@ -61,22 +61,29 @@ class FreeView:
             moments: frames of the motion; views: yaw and pitch of the camera, degrees.
             identity, albedo: what is added to codes, by number (σ).
             light: what is added from the image's right and taken from its left, as a share of the
-            even light; brightness: of all light, times the speaker's own.
+                even light; brightness: of all light, times the speaker's own.
             standardised: sent through the Standardized Space; else as the field renders them.
         """
         tracks = [render.pose_track(self.speaker, 1, f"yaw={y:g},pitch={p:g}") for y, p in views]
         poses, cameras = (np.concatenate(parts) for parts in zip(*tracks))
         motion = Motion(*(part[list(moments)] for part in self._codes))
-        changed = replace(
-            self.speaker,
-            identity=_added(self.speaker.identity, identity),
-            albedo=_added(self.speaker.albedo, albedo),
-        )
+        changed = self.speaker
+        if identity or albedo:
+            codes = {"identity": identity, "albedo": albedo}
+            codes = {name: _added(getattr(changed, name), by) for name, by in codes.items()}
+            changed = replace(changed, **codes)
         lit = self.speaker.illumination.copy() * brightness
         lit[LEFT] -= light * lit[:3]
         lights = np.broadcast_to(lit, (len(poses), 27)).astype(np.float32)
         parts = runs.render_frames(
-            self.run, changed, motion, poses, cameras, lights, standardised=standardised
+            self.run,
+            changed,
+            motion,
+            poses,
+            cameras,
+            lights,
+            standardised=standardised,
+            batch=min(runs.BATCH, len(poses)),
         )
         name = "standardised" if standardised else "nerf"
         return np.concatenate([part[name] for part in parts])
@@ -120,9 +127,15 @@ def _added(codes: np.ndarray, change: Mapping[int, float] | None) -> np.ndarray:
 
 
 def open_view(
-    workdir: str | Path, sound: str | Path | None = None, speaker: str | None = None
+    workdir: str | Path,
+    sound: str | Path | None = None,
+    speaker: str | None = None,
+    place: str | None = None,
 ) -> FreeView:
     """A speaker of a trained run that says `sound` (a file), or what it says in its test frames.
+
+    Args:
+        place: of its dataset, if that has moved.
 
     Raises:
         UserError: no such run or speaker, a stage that is missing, no such sound, a dataset that
@@ -134,8 +147,8 @@ def open_view(
         audio = render.read_speech(sound)[: int(MOST_SECONDS * render.RATE)]
         heard, frames = render.hear(run, who, audio), np.arange(render.frames_of(audio))
     else:
-        dataset = runs.dataset_of(run, who)
-        heard, frames = runs.hear_clip(run, who, dataset), dataset.frames("test")
+        dataset = runs.dataset_of(run, who, place)
+        heard, frames = runs.hear_clip(run, who, dataset), runs.frames_of(dataset, "test")
         frames = frames[: int(MOST_SECONDS * render.FPS)]
         step = render.RATE // render.FPS
         clip = np.pad(dataset.audio(), (0, render.RATE))

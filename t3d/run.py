@@ -302,6 +302,37 @@ def in_batches(function: Callable, *arrays: np.ndarray, size: int = 4 * BATCH) -
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
 
 
+def codes_of(
+    talker: Talker,
+    params: talkers.Params,
+    images: np.ndarray,
+) -> Arrays:
+    """Rows of the codes of the Standardized Space that images uint8 [T, s, s, 3] find.
+
+    Returns:
+        {"au": int [T, n_au], "global": int [T, s/patch, s/patch]}, of those in use.
+    """
+
+    @jax.jit
+    def look(params: talkers.Params, batch: jax.Array) -> Arrays:
+        _, found = talkers.standardise(talker, params, batch.astype(jnp.float32) / 255)
+        rows = {space: found[space].indices for space in ("au", "global") if space in found}
+        return rows | ({"au": jnp.swapaxes(rows["au"], 0, 1)} if "au" in rows else {})
+
+    needed = {stage: params[stage] for stage in ("au", "space")}
+    return in_batches(partial(look, needed), images, size=BATCH)
+
+
+def frames_of(dataset: SpeakerDataset, split: str) -> np.ndarray:
+    """The frames [T] of a split; UserError where it has none."""
+    frames = dataset.frames(split)
+    if not len(frames):
+        raise UserError(
+            f"{dataset.path}: its {split} split has no frame with a face; use a longer clip"
+        )
+    return frames
+
+
 def guides_of(
     config: ConfigDict,
     speaker: Speaker,
@@ -506,8 +537,7 @@ def train(
         prepared = learner.prepare(name)
         trainer.run(prepared.stage, prepared.training, mesh, config.mesh.rules, learner.log)
         if name == "space":
-            for line in standardize.in_words(checkpoint.load_params(workdir / "params" / name)):
-                learner.log(f"space: {line}")
+            learner.tell_codes()
     if only is None and hosts.is_first():
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
 
@@ -746,6 +776,21 @@ class Learner:
             seed,
         )
         return Prepared(stage, training, int(self.rows[-1]), self.capacity, self.facts)
+
+    def tell_codes(self) -> None:
+        """Says how many codes of the trained space the validation frames find."""
+        params = open_run(self.workdir, ("au", "space")).params
+        images = [
+            dataset.picture(f, "head", self.config.size)
+            for dataset in self.datasets
+            for f in dataset.frames("validation")
+        ]
+        if not images or not hosts.is_first():
+            return
+        rows, space = codes_of(self._talker(), params, np.stack(images)), self.config.space
+        for name, size in (("au", space.au_codes), ("global", space.global_codes)):
+            if name in rows:
+                self.log(f"space: {standardize.in_words(name, rows[name], size)}")
 
     def stage(self, name: str) -> trainer.Stage:
         """The stage, with networks of the size known so far."""
@@ -1137,7 +1182,7 @@ def _hair(config: ConfigDict, dataset: SpeakerDataset) -> tuple[np.ndarray, floa
         raise UserError(f"{dataset.path}: none of its masks shows a head; prepare it again")
     seen = track["head_to_world"][few], cameras.recorded(track["intrinsics"]), masks
     hair = np.zeros(len(model.mean), np.float32)
-    if config.nerf.hair:
+    if config.nerf.hair and config.nerf.sampling == "shell":
         hair = shell.fit_hair(model, identity, *seen)
     head = shell.make_shell(model, identity, hair, 0.0)
     return hair, shell.fit_room(head, track["expression"][few], *seen)

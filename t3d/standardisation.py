@@ -1,15 +1,15 @@
 """`t3d evaluate --space`: what the Standardized Space keeps, and what it brings back (II-D).
 
-Everything is of frames of the split that no stage has seen. A render that is disturbed is sent
+Everything is of frames that no network was fitted on. A render that is disturbed is sent
 through the space, with the queries of either part let through in place of their codes, or of both:
 what the quantisation itself brings back is the difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from t3d import evaluate, measure, plots, render, report
+from t3d import evaluate, plots, render, report
 from t3d import run as runs
 from t3d import talker as talkers
 from t3d.data.speaker_dataset import SpeakerDataset
@@ -25,10 +25,9 @@ from t3d.measure import NO_FIGURE, Figures
 from t3d.metrics import action_units, image, lips, uncertainty
 from t3d.report import Section
 from t3d.run import Run, Speaker
-from t3d.space.standardize import COLLAPSED, Exchange
-from t3d.talker import Motion
+from t3d.space.standardize import Exchange, in_words
+from t3d.talker import Motion, Talker
 
-BATCH = 8  # images that go through the space at once
 WIDEST = 0.05  # share of the training frames whose mouths are open widest
 BEYOND = 2.0  # times as far as those that a mouth is opened, beyond what the speaker does
 EXTREME = 3.0  # deviations of a code's normal noise
@@ -54,10 +53,12 @@ class Frames:
     """Frames of a split, as filmed and as the field renders them from their sound.
 
     Attributes:
-        numbers: [T]; real: uint8 [T, s, s, 3] on white; masks: [T, s, s] in [0, 1].
+        split: their name; numbers: [T].
+        real: uint8 [T, s, s, 3] on white; masks: [T, s, s] in [0, 1].
         motion: of the frames; renders: uint8 [T, s, s, 3].
     """
 
+    split: str
     numbers: np.ndarray
     real: np.ndarray
     masks: np.ndarray
@@ -74,41 +75,22 @@ def through(run: Run, images: np.ndarray, exchange: Exchange | None = None) -> n
     Args:
         exchange: what is decoded in place of the codes (`StandardizedSpace`).
     """
+    params = jax.device_put({stage: run.params[stage] for stage in ("au", "space")})
+    size = min(runs.BATCH, len(images))
+    return runs.in_batches(partial(_sender(run.talker, exchange), params), images, size=size)
 
+
+@cache
+def _sender(talker: Talker, exchange: Exchange | None) -> Callable:
     @jax.jit
     def send(params, some):
-        output, _ = talkers.standardise(run.talker, params, some, exchange)
+        output, _ = talkers.standardise(talker, params, some.astype(jnp.float32) / 255, exchange)
         return jnp.round(output * 255).astype(jnp.uint8)
 
-    return in_batches(lambda some: send(run.params, some / np.float32(255)), images)
+    return send
 
 
-def codes_of(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of the codes that images uint8 [T, s, s, 3] find: {"au": [T, n_au], "global":
-    [T, s/patch, s/patch]} of the spaces in use."""
-
-    @jax.jit
-    def look(params, some):
-        _, found = talkers.standardise(run.talker, params, some)
-        rows = {name: found[name].indices for name in ("au", "global") if name in found}
-        return rows | ({"au": rows["au"].T} if "au" in rows else {})
-
-    parts = [
-        jax.device_get(look(run.params, images[k : k + BATCH] / np.float32(255)))
-        for k in range(0, len(images), BATCH)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def in_batches(function: Callable, images: np.ndarray) -> np.ndarray:
-    """function of [T, …], `BATCH` at a time, the last one filled up with its last image."""
-    out = []
-    for start in range(0, len(images), BATCH):
-        chosen = np.minimum(np.arange(start, start + BATCH), len(images) - 1)
-        out.append(np.asarray(function(images[chosen]))[: len(images) - start])
-    return np.concatenate(out)
-
-
+@cache
 def quantised(*spaces: str) -> Exchange:
     """Codes in these spaces ("au", "global"); in the others the queries go on as they are."""
     return lambda space, queries, found: found.values if space in spaces else queries
@@ -135,13 +117,13 @@ def shuffled(run: Run, space: str, seed: int = 0) -> Exchange:
 
 def frames_of(run: Run, speaker: Speaker, dataset: SpeakerDataset, split: str) -> Frames:
     """The frames of a split, and the field's renders of them."""
-    numbers, size = dataset.frames(split), run.config.size
+    numbers, size = runs.frames_of(dataset, split), run.config.size
     real, masks = (
         np.stack([dataset.picture(f, kind, size) for f in numbers]) for kind in ("head", "mask")
     )
     motion = runs.motion_of(run, speaker, runs.hear_clip(run, speaker, dataset), numbers)
     renders = _render(run, speaker, dataset, motion, numbers)
-    return Frames(numbers, real, masks / 255.0, motion, renders)
+    return Frames(split, numbers, real, masks / np.float32(255), motion, renders)
 
 
 def _render(run, speaker, dataset, motion: Motion, numbers: np.ndarray) -> np.ndarray:
@@ -157,11 +139,11 @@ def disturbed(
     """Renders uint8 [T, s, s, 3] of the frames, disturbed (KINDS); the same every time."""
     rng = np.random.default_rng([list(KINDS).index(kind), len(frames.numbers)])
     if kind == "noise":
-        noise = rng.normal(0, 255 * NOISE, frames.renders.shape)
-        return np.clip(np.round(frames.renders + noise), 0, 255).astype(np.uint8)
+        size = frames.renders.shape[1:]
+        return _bytes(x + rng.normal(0, 255 * NOISE, size) for x in frames.renders)
     if kind == "blur":
         wide = BLUR * frames.renders.shape[1]
-        return gaussian_filter(frames.renders, (0, wide, wide, 0))
+        return _bytes(gaussian_filter(np.float32(x), (wide, wide, 0)) for x in frames.renders)
     train = dataset.frames("train")
     usual = dataset.track["expression"][train]
     if kind == "opening":
@@ -174,6 +156,10 @@ def disturbed(
     motion = frames.motion
     motion = motion.replace(speech=motion.speech + change, expression=motion.expression + change)
     return _render(run, speaker, dataset, motion, frames.numbers)
+
+
+def _bytes(images: Iterable[np.ndarray]) -> np.ndarray:
+    return np.stack([np.clip(np.round(image), 0, 255).astype(np.uint8) for image in images])
 
 
 # ---- figures
@@ -196,10 +182,11 @@ def figures(
         'disturbed/KIND/before', 'disturbed/KIND/PART/after' (SSIM over the head).
     """
     log("AU encoder, codebooks")
-    found: Figures = {"frames": len(frames.numbers)}
+    found: Figures = {"frames": len(frames.numbers), "split": frames.split}
+    found["detector"] = evaluate.detector_of(dataset)
     found |= _units(run, dataset, frames) | _codes(run, frames)
     log("real frames and clean renders")
-    found |= _kept(run, frames)
+    found |= _kept(run, dataset, frames)
     for kind in KINDS:
         log(KINDS[kind])
         found |= _brought_back(run, frames, disturbed(run, speaker, dataset, frames, kind), kind)
@@ -209,8 +196,8 @@ def figures(
 def _units(run: Run, dataset: SpeakerDataset, frames: Frames) -> Figures:
     """Balanced accuracy of each AU on the real frames."""
 
-    judge = jax.jit(lambda params, some: run.talker.au.apply(params["au"], some)[1])
-    logits = in_batches(lambda some: judge(run.params, some / np.float32(255)), frames.real)
+    judge = jax.jit(lambda params, some: run.talker.au.apply(params, some / 255.0)[1])
+    logits = runs.in_batches(partial(judge, run.params["au"]), frames.real)
     true = dataset.track["au"][frames.numbers]
     units = tuple(run.config.au.units)
     judged = action_units.au_accuracy(np.float32(logits > 0), true, units)
@@ -225,7 +212,7 @@ def _units(run: Run, dataset: SpeakerDataset, frames: Frames) -> Figures:
 
 def _codes(run: Run, frames: Frames) -> Figures:
     """How many of the codes the real frames use, and what shuffling them costs."""
-    rows, kept = codes_of(run, frames.real), through(run, frames.real)
+    rows, kept = runs.codes_of(run.talker, run.params, frames.real), through(run, frames.real)
     usual = image.image_series(kept, frames.real, frames.masks)["ssim_head"]
     sizes = {"au": run.config.space.au_codes, "global": run.config.space.global_codes}
     found: Figures = {}
@@ -236,13 +223,14 @@ def _codes(run: Run, frames: Frames) -> Figures:
         found[f"codes/{space}/used"] = float(np.mean([used for used, _ in use]))
         perplexity = np.mean([perplexity for _, perplexity in use])
         found[f"codes/{space}/perplexity"] = float(perplexity) / sizes[space]
+        found[f"codes/{space}/words"] = in_words(space, index, sizes[space])
         other = through(run, frames.real, shuffled(run, space))
         without = image.image_series(other, frames.real, frames.masks)["ssim_head"]
         found |= _with_interval(f"shuffled/{space}", usual - without)
     return found
 
 
-def _kept(run: Run, frames: Frames) -> Figures:
+def _kept(run: Run, dataset: SpeakerDataset, frames: Frames) -> Figures:
     """Real frames and clean renders through the space: what is left of them."""
     real, clean = through(run, frames.real), through(run, frames.renders)
 
@@ -250,7 +238,7 @@ def _kept(run: Run, frames: Frames) -> Figures:
         return image.image_series(images, frames.real, frames.masks)["ssim_head"]
 
     truth, again, before, after = (
-        measure.by_mediapipe(images).opening
+        evaluate.find_faces(run, dataset, frames.numbers, images).opening
         for images in (frames.real, real, frames.renders, clean)
     )
     known = np.isfinite(truth)
@@ -272,18 +260,28 @@ def _brought_back(run: Run, frames: Frames, images: np.ndarray, kind: str) -> Fi
     place = f"disturbed/{kind}"
     ssim = partial(image.image_series, truth=frames.real, masks=frames.masks)
     found = _with_interval(f"{place}/before", ssim(images)["ssim_head"])
-    for part, spaces in PARTS.items():
+    before = _distance(images, frames)
+    for part, spaces in parts_of(run).items():
         output = through(run, images, quantised(*spaces))
-        nearer = _distance(output, frames) < _distance(images, frames)
+        nearer = _distance(output, frames) < before
         found |= _with_interval(f"{place}/{part}/closer", nearer.astype(float))
         found |= _with_interval(f"{place}/{part}/after", ssim(output)["ssim_head"])
     return found
 
 
+def parts_of(run: Run) -> dict[str, tuple[str, ...]]:
+    """The PARTS of spaces that the run uses."""
+    used = {"au": run.config.space.use_au, "global": run.config.space.use_global}
+    return {part: spaces for part, spaces in PARTS.items() if all(used[s] for s in spaces)}
+
+
 def _distance(images: np.ndarray, frames: Frames) -> np.ndarray:
     """[T] mean absolute difference from the real frames over their heads."""
-    off = np.abs(images.astype(np.float32) - frames.real).mean(-1)
-    return (off * frames.masks).sum((1, 2)) / np.maximum(frames.masks.sum((1, 2)), 1e-6)
+    off = [
+        (np.abs(np.float32(image) - real).mean(-1) * mask).sum()
+        for image, real, mask in zip(images, frames.real, frames.masks, strict=True)
+    ]
+    return np.array(off) / np.maximum(frames.masks.sum((1, 2)), 1e-6)
 
 
 def _with_interval(name: str, series: np.ndarray) -> Figures:
@@ -347,14 +345,11 @@ def tables(found: Figures) -> list[Section]:
 
 def notes(found: Figures) -> list[str]:
     """What must be known to read the tables."""
-    lines = [f"{found['frames']} frames of the split."]
-    for space, title in (("au", "AU"), ("global", "global")):
-        used = found.get(f"codes/{space}/used")
-        if used is not None and used < COLLAPSED:
-            lines.append(
-                f"The {title} codebook has collapsed: {used:.0%} of its codes are used; fewer "
-                f"codes (config.space.{space}_codes) or a longer training would use more."
-            )
+    lines = [
+        f"{found['frames']} frames of the {found['split']} split. Detector of faces: "
+        f"{found['detector']}."
+    ]
+    lines += [words for name, words in found.items() if name.endswith("/words")]
     lines.append("In brackets: 95 % intervals, blocks of a second resampled.")
     return lines
 
@@ -364,6 +359,8 @@ def space_command(args) -> None:
     run = runs.open_run(args.workdir)
     speaker = render.speaker_of(run, args.speaker)
     dataset = runs.dataset_of(run, speaker, args.data)
+    if note := evaluate.detector_note(dataset):
+        print(note)
     frames = frames_of(run, speaker, dataset, args.split)
     found = figures(run, speaker, dataset, frames, lambda words: print(f"space: {words}"))
     place = run.workdir / "space.json"

@@ -149,8 +149,9 @@ def follow_queries(
 ) -> jax.Array:
     """Codes [K, D] moved towards the means of the queries that they are nearest to.
 
-    A moving average (van den Oord et al. 2017, appendix A.1) of each code's own batches: a code
-    that no query has found stays where it is. It takes the place of the codebook's loss.
+    A moving average of the means of the batches, after van den Oord et al. 2017, appendix A.1 (who
+    average counts and sums, so that a batch with few queries of a code moves it less); a code that
+    no query has found stays where it is. It takes the place of the codebook's loss.
 
     Args:
         queries: [..., D]; indices: [...] rows of their codes; decay: share of a code that is kept.

@@ -9,10 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t3d.space import codebook as cb
 
-COLLAPSED = 0.1  # share of the codes in use under which a codebook is said to have collapsed
+COLLAPSED = 0.1  # share of the codes that could be in use, under which it is a collapse
 Params = Any
 Aux = dict[str, Any]
 # (space "au" or "global", its queries, what they found) → values that are decoded in their place.
@@ -222,26 +223,23 @@ def restart_codes(params: Params, aux: Aux, rng: jax.Array, decay: float = 0.0) 
     return {**params, "params": leaves}
 
 
-def in_words(params: Params) -> list[str]:
-    """What a trained space's codebooks came to, a line each: codes in use, and a collapse.
+def in_words(space: str, rows: np.ndarray, size: int) -> str:
+    """How many of a codebook's codes frames find, and whether that is a collapse.
 
     Args:
-        params: of `StandardizedSpace`.
+        space: "au" or "global"; rows: of the codes that were found, [T, n_au] of the AUs, each with
+        codes of its own; size: codes of a codebook.
     """
-    lines = []
-    for name, title in (("au", "AU codebooks"), ("global", "global codebook")):
-        if f"{name}_usage" not in params["params"]:
-            continue
-        usage = params["params"][f"{name}_usage"]
-        used = float(jnp.mean(usage > cb.DEAD_BELOW))
-        line = f"{title}: {used:.0%} of {usage.shape[-1]} codes in use"
-        if used < COLLAPSED:
-            line += (
-                f"; a collapse: what it quantises has hardly any variety; try fewer codes "
-                f"(config.space.{name}_codes) or config.space.ema=0.99"
-            )
-        lines.append(line)
-    return lines
+    books = rows.T if space == "au" else [rows.ravel()]
+    used = np.mean([len(np.unique(book)) for book in books])
+    title = {"au": "AU codebooks", "global": "global codebook"}[space]
+    line = f"{title}: {used / size:.0%} of {size} codes in use"
+    if used < COLLAPSED * min(size, len(books[0])):  # frames find no more codes than they ask for
+        line += (
+            "; a collapse: what it quantises has hardly any variety; try fewer codes "
+            f"(config.space.{space}_codes) or config.space.ema=0.99"
+        )
+    return line
 
 
 def gradient_difference(a: jax.Array, b: jax.Array, weight: jax.Array | None = None) -> jax.Array:

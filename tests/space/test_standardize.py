@@ -161,8 +161,12 @@ def test_codes_that_are_moving_averages_learn_without_their_loss(space, batch):
 
 
 def test_codebooks_are_told_in_words():
-    usage = {"au_usage": jnp.ones((2, 50)), "global_usage": jnp.zeros(200).at[:6].set(30.0)}
-    au, whole = sp.in_words({"params": usage})
-    assert au == "AU codebooks: 100% of 50 codes in use"
-    assert whole.startswith("global codebook: 3% of 200 codes in use; a collapse")
+    every = np.arange(200).reshape(100, 2) % 50
+    assert sp.in_words("au", every, 50) == "AU codebooks: 50% of 50 codes in use"
+    few = np.zeros((10, 8, 8), int)
+    few[0, 0] = np.arange(8)
+    whole = sp.in_words("global", few, 200)
+    assert whole.startswith("global codebook: 4% of 200 codes in use; a collapse")
     assert "config.space.global_codes" in whole
+    one_frame = np.array([[3, 4]])  # it cannot find more codes than one of each
+    assert "collapse" not in sp.in_words("au", one_frame, 500)
