@@ -720,7 +720,10 @@ class Learner:
         if config.nerf.init and not self.is_finished("nerf"):
             check_init(config)
         self.rows = np.cumsum([0] + [d.num_frames for d in datasets])
-        self.speakers = [_speaker(config, d, int(row)) for d, row in zip(datasets, self.rows)]
+        kept = self._trained_speakers()
+        self.speakers = [
+            _speaker(config, d, int(row), old) for d, row, old in zip(datasets, self.rows, kept)
+        ]
         self.heard = [self._hear(d, s) for d, s in zip(datasets, self.speakers)]
         self.features = [own.get("features") for own in record["data"]]
         hosts.meet("settings are checked")
@@ -734,6 +737,16 @@ class Learner:
         }
         self.arrays: dict[str, list[np.ndarray]] = {}
         self.capacity = config.nerf.rays**2
+
+    def _trained_speakers(self) -> list[Speaker | None]:
+        """The speakers as the field was trained on them; None each before, or if they are lost."""
+        none = [None] * len(self.datasets)
+        if not self.is_finished("nerf"):
+            return none
+        try:
+            return _load_speakers(self.workdir, len(self.datasets))
+        except UserError:
+            return none
 
     def prepare(self, name: str, threads: int = 2) -> Prepared:
         """Readies one stage; its arrays are made only if it is not finished.
@@ -1188,10 +1201,16 @@ def _hair(config: ConfigDict, dataset: SpeakerDataset) -> tuple[np.ndarray, floa
     return hair, shell.fit_room(head, track["expression"][few], *seen)
 
 
-def _speaker(config: ConfigDict, dataset: SpeakerDataset, row: int) -> Speaker:
-    """What a run keeps of a dataset; everything is taken from its training frames."""
+def _speaker(
+    config: ConfigDict, dataset: SpeakerDataset, row: int, trained: Speaker | None = None
+) -> Speaker:
+    """What a run keeps of a dataset; everything is taken from its training frames.
+
+    Args:
+        trained: as a finished field knows the speaker; its hair is kept.
+    """
     frames, track = dataset.frames("train"), dataset.track
-    hair, room = _hair(config, dataset)
+    hair, room = (trained.hair, trained.room) if trained else _hair(config, dataset)
     face = dataset.picture(dataset.meta["identity_frame"], "face").astype(np.float32) / 255
     return Speaker(
         name=dataset.name,

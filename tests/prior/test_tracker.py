@@ -209,3 +209,13 @@ def test_a_cut_is_not_smoothed_over(clip):
     across = track(clip, marks)["head_to_world"][:, 0, 3]
     step = np.abs(np.diff(across))
     assert step[29] > 5 * np.delete(step, 29).max()
+
+
+def test_perspective_lies_between_what_is_told_and_what_is_usual():
+    usual = 1 / tracker.FOCAL_PRIOR
+    sure, doubt = (tracker._perspective(0.5, deviation) for deviation in (0.001, 0.3))
+    assert sure == pytest.approx((0.5, 0.002), rel=1e-2)
+    assert usual < doubt[0] < 0.5 and doubt[1] > sure[1]
+    for told, deviation in ((0.5, 1e9), (0.5, np.inf), (-0.2, 0.01)):
+        assert tracker._perspective(told, deviation)[0] == pytest.approx(usual)
+    assert doubt[1] * doubt[0] < tracker.KAPPA_PRIOR  # two that agree are surer than either

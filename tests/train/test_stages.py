@@ -228,3 +228,17 @@ def test_a_value_that_fits_no_network_is_named_before_anything_is_written(overri
     with pytest.raises(UserError, match=word):
         run.train(load_config("tiny", [override]), [], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_moved_images_keep_what_they_show_and_are_white_around():
+    image = np.ones((3, 32, 32, 3), np.float32)
+    image[:, 12:20, 10:22] = 0.2
+    key = jax.random.key(0)
+    np.testing.assert_allclose(stages.move_images(key, image, 0.0), image, atol=1e-6)
+    moved = np.asarray(stages.move_images(key, image, 0.2))
+    places = [np.mean(np.nonzero(one[..., 0] < 0.6), 1) for one in moved]
+    assert np.ptp(places, 0).max() > 1  # each by its own draw
+    assert all(np.abs(place - [15.5, 15.5]).max() < 0.3 * 32 for place in places)
+    assert (moved[:, 0] > 0.99).all() and moved.min() >= 0.19
+    areas = (moved[..., 0] < 0.6).sum((1, 2)) / 96
+    assert (areas > 0.6).all() and (areas < 1.5).all()
