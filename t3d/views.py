@@ -150,9 +150,9 @@ def synthetic(
         iou of the masks, depth_cm (true centimetres, where both see the head); tracked_psnr and so
         on of the same view by the tracker's pose of the recorded picture, about which the camera
         is turned as the true one is (`about`; depths as long as the distances say); front_psnr,
-        front_ssim and front_iou of the recorded picture. Also views/frames, views/scale (ours over the true size) and views/fit_mm (how far
-        our landmarks are off the true ones, RMS); views/truth, words, where the dataset itself was
-        made with the truth.
+        front_ssim and front_iou of the recorded picture. Also views/frames, views/scale (ours over
+        the true size) and views/fit_mm (how far our landmarks are off the true ones, RMS);
+        views/truth, words, where the dataset itself was made with the truth.
 
     Raises:
         UserError: as `check_folder` does.
