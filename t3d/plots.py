@@ -387,6 +387,13 @@ def shares(rows: Mapping[str, Mapping[str, float]]) -> bytes:
     return _svg(figure)
 
 
+def jpeg(image: Image.Image) -> bytes:
+    """A picture as a JPEG file: a tenth of the PNG's size, for pages that hold many faces."""
+    stream = io.BytesIO()
+    image.save(stream, "jpeg", quality=88)
+    return stream.getvalue()
+
+
 def png(image: np.ndarray | Image.Image) -> bytes:
     """A picture as a PNG file."""
     stream = io.BytesIO()
