@@ -19,7 +19,6 @@ from PIL import Image
 from t3d import plots
 from t3d import run as runs
 from t3d import talker as talkers
-from t3d.data import video
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.errors import UserError
 from t3d.metrics import lips
@@ -105,15 +104,13 @@ def _look(run: Run, name: str, dataset: SpeakerDataset) -> Seen:
         return rows | ({"au": rows["au"].T} if "au" in rows else {})
 
     rows = runs.in_batches(partial(look, run.params), images, size=runs.BATCH)
-    step = video.RATE // video.FPS
-    sound = np.pad(dataset.audio(), (0, video.RATE))
     return Seen(
         name=name,
         frames=frames,
         images=images,
         opening=lips.mouth_opening(dataset.track["points68"][frames]),
         on=dataset.track["au"][frames] > 0.5,
-        sound=sound[frames[:, None] * step + np.arange(step)].ravel(),
+        sound=runs.sound_of(dataset, frames),
         au=rows.get("au"),
         tokens=_on_head(rows.get("global"), images),
         away=rows.get("away"),

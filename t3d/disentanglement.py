@@ -20,12 +20,11 @@ import numpy as np
 from t3d import evaluate, plots, report
 from t3d import run as runs
 from t3d import talker as talkers
-from t3d.data import video
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.errors import UserError
 from t3d.measure import NO_FIGURE, Figures
 from t3d.metrics import lips, probes, uncertainty
-from t3d.prior import basis, morphable
+from t3d.prior import basis
 from t3d.prior import encoder as encoders
 from t3d.report import Section
 from t3d.run import Run, Speaker
@@ -96,9 +95,7 @@ class Voice:
 
     def opening(self, codes: np.ndarray) -> np.ndarray:
         """Mouth opening [T] over the eye distance that expressions [T, 79] give the 3DMM."""
-        model = basis.load(self.speaker.prior)
-        marks = morphable.restrict(model, model.landmarks68)
-        return lips.mouth_opening(morphable.vertices(marks, self.speaker.identity, codes))
+        return self.speaker.opening(codes)
 
     def upper_face(self, codes: np.ndarray) -> np.ndarray:
         """Where expressions [..., 79] move brows and eyes from rest: [..., 22, 3] mm."""
@@ -486,9 +483,7 @@ def swap_curves(run: Run, voice: Voice, other: Voice) -> bytes:
 
 def _sound(voice: Voice) -> np.ndarray:
     """[T · 640] of the test frames, 16 kHz."""
-    step = video.RATE // video.FPS
-    sound = np.pad(voice.dataset.audio(), (0, video.RATE))
-    return sound[voice.heard["test"].frames[:, None] * step + np.arange(step)].ravel()
+    return runs.sound_of(voice.dataset, voice.heard["test"].frames)
 
 
 def speaker_planes(voices: Sequence[Voice]) -> bytes:

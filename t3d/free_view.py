@@ -12,8 +12,6 @@ from PIL import Image
 
 from t3d import plots, render
 from t3d import run as runs
-from t3d.metrics import lips
-from t3d.prior import basis, morphable
 from t3d.run import Run, Speaker
 from t3d.talker import Motion
 
@@ -40,10 +38,7 @@ class FreeView:
     @cached_property
     def opening(self) -> np.ndarray:
         """[T] of the mouth over the eye distance, as the codes have it."""
-        model = basis.load(self.speaker.prior)
-        marks = morphable.restrict(model, model.landmarks68)
-        codes = self.motion.expression
-        return lips.mouth_opening(morphable.vertices(marks, self.speaker.identity, codes))
+        return self.speaker.opening(self.motion.expression)
 
     def images(
         self,
@@ -150,9 +145,7 @@ def open_view(
         dataset = runs.dataset_of(run, who, place)
         heard, frames = runs.hear_clip(run, who, dataset), runs.frames_of(dataset, "test")
         frames = frames[: int(MOST_SECONDS * render.FPS)]
-        step = render.RATE // render.FPS
-        clip = np.pad(dataset.audio(), (0, render.RATE))
-        audio = clip[frames[:, None] * step + np.arange(step)].ravel()
+        audio = runs.sound_of(dataset, frames)
     return FreeView(run, who, runs.motion_of(run, who, heard, frames), audio)
 
 

@@ -46,6 +46,7 @@ from t3d.data.pipeline import (
 )
 from t3d.data.speaker_dataset import FACE_SIZE, SpeakerDataset, runs_of
 from t3d.errors import UserError
+from t3d.metrics import lips
 from t3d.nerf.head import REMAT, View, capacity_of
 from t3d.nerf.rays import Guide, between_heights
 from t3d.peers import headnerf
@@ -105,6 +106,12 @@ class Speaker:
     def shell(self) -> Shell:
         """Where the speaker's rays are sampled."""
         return shell.make_shell(basis.load(self.prior), self.identity, self.hair, self.room)
+
+    def opening(self, expression: np.ndarray) -> np.ndarray:
+        """Mouth opening [T] over the eye distance that expressions [T, 79] (σ) give the 3DMM."""
+        model = basis.load(self.prior)
+        marks = morphable.restrict(model, model.landmarks68)
+        return lips.mouth_opening(morphable.vertices(marks, self.identity, expression))
 
     @property
     def pivot(self) -> np.ndarray:
@@ -302,11 +309,7 @@ def in_batches(function: Callable, *arrays: np.ndarray, size: int = 4 * BATCH) -
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
 
 
-def codes_of(
-    talker: Talker,
-    params: talkers.Params,
-    images: np.ndarray,
-) -> Arrays:
+def codes_of(talker: Talker, params: talkers.Params, images: np.ndarray) -> Arrays:
     """Rows of the codes of the Standardized Space that images uint8 [T, s, s, 3] find.
 
     Returns:
@@ -331,6 +334,13 @@ def frames_of(dataset: SpeakerDataset, split: str) -> np.ndarray:
             f"{dataset.path}: its {split} split has no frame with a face; use a longer clip"
         )
     return frames
+
+
+def sound_of(dataset: SpeakerDataset, frames: np.ndarray) -> np.ndarray:
+    """The sound [T · 640] (16 kHz) of frames [T], silent where they outlast it."""
+    step = video.RATE // video.FPS
+    sound = np.pad(dataset.audio(), (0, video.RATE))
+    return sound[frames[:, None] * step + np.arange(step)].ravel()
 
 
 def guides_of(
