@@ -1,5 +1,7 @@
 """The losses that the stages put together, against their equations written out."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -242,3 +244,31 @@ def test_moved_images_keep_what_they_show_and_are_white_around():
     assert (moved[:, 0] > 0.99).all() and moved.min() >= 0.19
     areas = (moved[..., 0] < 0.6).sum((1, 2)) / 96
     assert (areas > 0.6).all() and (areas < 1.5).all()
+
+
+def test_random_views_ask_for_the_skins_depth_more_than_for_the_hairs():
+    """Four rays: skin, hair, past the surface, and one that meets nothing."""
+    depth = jnp.array([[60.0, 58.0, 0.0, 0.0]])
+    active = jnp.array([[True, True, True, False]])
+    eye = jnp.eye(4)[None]
+    batch = {f"novel_{name}": depth for name in ("near", "far", "depth")}
+    batch |= {"novel_skin": jnp.array([[True, False, False, False]]), "novel_active": active}
+    batch |= {"novel_offset": jnp.zeros((1, 4, 3)), "novel_camera": eye, "head_to_world": eye}
+    batch["intrinsics"] = jnp.ones((1, 4))
+
+    def terms(alpha, off):
+        found = SimpleNamespace(alpha=jnp.array([alpha]), depth=depth + jnp.array([off]))
+        guide = SimpleNamespace(active=active)
+        head = SimpleNamespace(apply=lambda *_, **__: (found, jnp.arange(4)[None], guide))
+        return stages._geometry(head, None, None, batch)
+
+    hair, empty = stages.HAIR_WEIGHT, stages.EMPTY_WEIGHT
+    assert terms([1, 1, 0, 0.7], [0, 0, 9, 9]) == (0, 0)
+    _, skin_off = terms([1, 1, 0, 0], [0.5, 0, 0, 0])
+    _, hair_off = terms([1, 1, 0, 0], [0, 0.5, 0, 0])
+    np.testing.assert_allclose(skin_off, 0.25 / (1 + hair), rtol=1e-4)
+    np.testing.assert_allclose(hair_off, 0.25 * hair / (1 + hair), rtol=1e-4)
+    bald, _ = terms([1, 0, 0, 0], [0, 0, 0, 0])
+    floating, _ = terms([1, 1, 1, 0], [0, 0, 0, 0])
+    np.testing.assert_allclose(bald, 1 / (2 + empty), rtol=1e-5)
+    np.testing.assert_allclose(floating, empty / (2 + empty), rtol=1e-5)
