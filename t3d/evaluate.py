@@ -35,6 +35,7 @@ from t3d.talker import Motion
 
 SERIES = "series.npz"  # beside metrics.json
 TURNS = tuple((float(yaw), 0.0) for yaw in (-30, -20, -10, 0, 10, 20, 30)) + ((0.0, 15.0),)
+ENDINGS = ("_low", "_high", "_separates")  # of a paired difference beside itself
 # What two evaluations must agree in before they are compared.
 ALIKE = ("dataset", "split", "size", "detector")
 
@@ -201,6 +202,20 @@ def gain_figures(ours: Series, other: Series) -> Figures:
     }
 
 
+def paired_figures(place: str, ours: Series, other: Series) -> Figures:
+    """By how much ours is above another film of the same frames.
+
+    Returns:
+        'place/figure', '…_low', '…_high' and '…_separates' ('yes' or 'inside the noise').
+    """
+    figures: Figures = {}
+    for name, paired in measures.compare(ours, other).items():
+        values = paired.low, paired.high, "yes" if paired.separates else "inside the noise"
+        figures[f"{place}/{name}"] = paired.difference
+        figures |= {f"{place}/{name}{e}": v for e, v in zip(ENDINGS, values, strict=True)}
+    return figures
+
+
 def judge_figures(judge: Judge | str, truth: Truth) -> Figures:
     """Who judges lip sync, and whether it can: on the real frames and their own sound."""
     if isinstance(judge, str):
@@ -267,6 +282,7 @@ def measure(
     for name, measured in series.items():
         figures |= {f"{name}/{key}": value for key, value in measures.figures(measured).items()}
     figures |= gain_figures(series["ours"], series["other_audio"])
+    figures |= paired_figures("over_nerf", series["ours"], series["nerf"])
     figures |= _plain_controls(run, dataset, frames, truth.images, truth.masks)
     figures |= judge_figures(judge, truth) | _setting(dataset, split, truth, about)
     poses = dataset.track["head_to_world"]
@@ -397,13 +413,13 @@ def against(found: Evaluation, other: Path) -> Figures:
     check_alike(found.about, found.frames, other)
     series, _, about = measures.load_series(other / SERIES)
     figures: Figures = {"against": str(other)}
-    for name, paired in measures.compare(found.series["ours"], series["ours"]).items():
-        if name.startswith("sync_") and about["judge"] != found.about["judge"]:
-            figures[f"against/{name}"] = f"{measures.NO_FIGURE}: the two have different judges"
-            continue
-        figures[f"against/{name}"] = paired.difference
-        figures[f"against/{name}_low"], figures[f"against/{name}_high"] = paired.low, paired.high
-        figures[f"against/{name}_separates"] = "yes" if paired.separates else "inside the noise"
+    figures |= paired_figures("against", found.series["ours"], series["ours"])
+    if about["judge"] != found.about["judge"]:
+        judged = [name for name in figures if name.startswith("against/sync_")]
+        for name in judged:
+            del figures[name]
+        words = f"{measures.NO_FIGURE}: the two have different judges"
+        figures |= {name: words for name in judged if not name.endswith(ENDINGS)}
     return plain(figures)
 
 

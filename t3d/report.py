@@ -131,6 +131,7 @@ def tables(figures: Figures) -> list[Section]:
         _by_system(f"The paper's five figures ({what})", figures, columns, TABLE_I),
         _by_system("More figures", figures, columns, others),
         Section("The true sound against sound from elsewhere", ["", "ours"], gains),
+        paired(figures, "over_nerf", "The whole system against the field alone, frame by frame"),
         against(figures),
         *_views(figures),
         _by_system("Each action unit", figures, columns, AU_FIGURES),
@@ -140,16 +141,21 @@ def tables(figures: Figures) -> list[Section]:
 
 def against(figures: Figures) -> Section:
     """The paired differences from another run, of `t3d evaluate --against`."""
-    names = [key for key in (*TABLE_I, *FIGURES) if f"against/{key}" in figures]
+    other = figures.get("against", "another run")
+    return paired(figures, "against", f"Against {other}, frame by frame")
+
+
+def paired(figures: Figures, place: str, title: str) -> Section:
+    """Paired differences 'place/figure' (`evaluate.paired_figures`), the paper's figures first."""
+    names = [key for key in (*TABLE_I, *FIGURES) if f"{place}/{key}" in figures]
     rows = [
         [
             _named(key),
-            cell(figures, f"against/{key}", FIGURES[key].digits),
-            str(figures.get(f"against/{key}_separates", NO_FIGURE)),
+            cell(figures, f"{place}/{key}", FIGURES[key].digits),
+            str(figures.get(f"{place}/{key}_separates", NO_FIGURE)),
         ]
         for key in dict.fromkeys(names)
     ]
-    title = f"Against {figures.get('against', 'another run')}, frame by frame"
     return Section(title, ["", "difference", "separates"], rows)
 
 

@@ -264,9 +264,9 @@ def motion_of(
             lambda window: drive(
                 run.params,
                 window,
-                jnp.broadcast_to(voice, (len(window), *voice.shape)),
-                jnp.broadcast_to(speaker.identity, (len(window), 100)),
-                jnp.broadcast_to(speaker.identity_face, (len(window), 96, 96, 3)),
+                voice[None],
+                np.broadcast_to(speaker.identity, (len(window), 100)),
+                speaker.identity_face[None],
             ),
             windows,
         )
@@ -932,11 +932,10 @@ class Learner:
         frames = self._frames(dataset)
         read = jax.jit(partial(talkers.speech_codes, self._talker()))
         windows = self._windows(dataset, frames)
-        face = np.broadcast_to(speaker.identity_face, (4 * BATCH, 96, 96, 3))
+        voice, face = speaker.voice[None], speaker.identity_face[None]
         silence = np.full((1, *windows.shape[1:]), -4.0, np.float32)  # the mel's floor
         deaf = np.append(self._deaf_ears(dataset, speaker)[frames], -1)
         sounds = np.concatenate([windows, silence])
-        voice = np.broadcast_to(speaker.voice, (4 * BATCH, *speaker.voice.shape))
         codes = in_batches(lambda w, d: read(frozen, w, voice, face, d), sounds, deaf)
         return {
             "lip_codes": self._spread(dataset, frames, codes[:-1]),

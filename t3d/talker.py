@@ -163,10 +163,10 @@ def lip_wav(
     identity_face: jax.Array,
     deaf: jax.Array | None = None,
 ) -> jax.Array:
-    """Lip-wav images [B, 96, 96, 3] of sound [B, S, 80] on the identity image [B, 96, 96, 3].
+    """Lip-wav images [B, 96, 96, 3] of sound [B, S, 80] on identity images [B or 1, 96, 96, 3].
 
     Args:
-        voice: [B, 2, 80] mean and deviation of the whole sound's bands (`features.voice_of`).
+        voice: [B or 1, 2, 80] mean and deviation of the whole sound's bands (`features.voice_of`).
         deaf: [B] of training frames, the ear that has not learned from them (`LipNet.hear`).
     """
     mel = without_voice(mel, voice)
@@ -226,7 +226,8 @@ def drive(
 
     Args:
         mel: [B, S, 80] (or features in its place, [B, S, D]), one window a frame; voice:
-            [B, 2, 80] of the whole sound; identity: [B, 100]; identity_face: [B, 96, 96, 3].
+            [B or 1, 2, 80] of the whole sound; identity: [B, 100]; identity_face: [B or 1, 96, 96,
+            3], one for all frames of one speaker, which is quicker.
     """
     return fuse(
         talker,

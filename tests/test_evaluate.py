@@ -238,6 +238,16 @@ def test_a_run_against_another_is_paired_on_the_same_frames(untrained, found, tm
     assert "different judges" in evaluate.against(found, tmp_path)["against/sync_distance"]
 
 
+def test_the_whole_system_is_paired_with_the_field_alone(found):
+    figures = found.figures
+    for name in ("ssim_head", "lmd"):
+        above = figures[f"ours/{name}"] - figures[f"nerf/{name}"]
+        assert figures[f"over_nerf/{name}"] == pytest.approx(above, abs=1e-5)
+        low, high = (figures[f"over_nerf/{name}_{end}"] for end in ("low", "high"))
+        outside = low > 0 or high < 0
+        assert figures[f"over_nerf/{name}_separates"] == ("yes" if outside else "inside the noise")
+
+
 @pytest.mark.parametrize(
     "shift, about, said",
     [(0, {"dataset": "b"}, "another dataset"), (0, {"size": 9}, "another size"), (3, {}, "frames")],

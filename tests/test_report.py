@@ -30,6 +30,7 @@ def figures():
     found |= {"views/held_out_12_15/ssim": 0.7, "views/pitch-15/psnr": 22.0}
     found |= {"against": "runs/other", "against/lmd": -0.5, "against/lmd_low": -0.9}
     found |= {"against/lmd_high": 0.1, "against/lmd_separates": "inside the noise"}
+    found |= {"over_nerf/ssim": 0.02, "over_nerf/ssim_separates": "yes"}
     found |= {"judge/name": "trained in RUN", "judge/windows": 0.71, "judge/seconds": 0.9}
     found |= {"judge/offset": 0, "judge/proved": "no", "au/absent": "AU14", "au/constant": "none"}
     return found | {"mean/ssim_head": 0.55, "nearest_pose/ssim_head": 0.78}
@@ -104,6 +105,8 @@ def test_tables_of_views_gains_and_another_run(figures):
     assert by_title["The true sound against sound from elsewhere"]["LMD-79 lower by, %"] == ["12.3"]
     other = by_title["Against runs/other, frame by frame"]
     assert list(other.values()) == [["-0.50\n[-0.90, 0.10]", "inside the noise"]]
+    alone = by_title["The whole system against the field alone, frame by frame"]
+    assert list(alone.values()) == [["0.020", "yes"]]
     assert list(by_title["Each action unit"]) == ["AU10 accuracy ↑"]  # AU14 never shows
 
 

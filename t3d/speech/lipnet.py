@@ -118,6 +118,8 @@ class FaceDecoder(nn.Module):
 
         h, k = coarse.shape[1:3]
         modes = nn.Dense(h * k * 8, dtype=dtype)(sound).reshape(-1, h, k, 8)
+        # One speaker's I_id is looked at once, whatever the number of frames.
+        coarse, fine = (jnp.broadcast_to(y, (len(modes), *y.shape[1:])) for y in (coarse, fine))
         x = jnp.concatenate([coarse, modes], -1)
         x = nn.gelu(nn.Conv(2 * w, (3, 3), dtype=dtype)(x))
         x = x * (1 + nn.Dense(2 * w, dtype=dtype)(sound)[:, None, None])
@@ -131,7 +133,9 @@ class FaceDecoder(nn.Module):
         drawn = nn.sigmoid(jnp.log(start) - jnp.log1p(-start) + change)
         mask = seam_mask()[TOP:]
         lower = identity_face[:, TOP:] * (1 - mask) + drawn * mask
-        return jnp.concatenate([identity_face[:, :TOP], lower], 1)
+        upper = identity_face[:, :TOP]
+        upper = jnp.broadcast_to(upper, (len(lower), *upper.shape[1:]))
+        return jnp.concatenate([upper, lower], 1)
 
 
 class LipNet(nn.Module):
@@ -189,8 +193,8 @@ class LipNet(nn.Module):
         return jnp.einsum("be,ebd->bd", listeners(deaf, self.ears), codes)
 
     def draw(self, sound: jax.Array, identity_face: jax.Array) -> jax.Array:
-        """Sound codes and I_id [B, 96, 96, 3] in [0, 1] -> Lip-wav images of the same shape; their
-        upper half is I_id's."""
+        """Sound codes [B, bottleneck] and I_id [B or 1, 96, 96, 3] in [0, 1] -> Lip-wav images
+        [B, 96, 96, 3]; their upper half is I_id's."""
         return self.decoder(sound, identity_face)
 
     def move(self, sound: jax.Array) -> jax.Array:

@@ -47,6 +47,15 @@ def test_the_upper_half_is_the_identity_image_itself(tiny, batch):
     assert (image <= 1).all()
 
 
+def test_one_identity_image_serves_all_sounds(tiny, batch):
+    model, params = tiny
+    sound = model.apply(params, batch["mel"], method="hear")
+    one = batch["identity"][:1]
+    each = jnp.broadcast_to(one, batch["identity"].shape)
+    draw = lambda face: model.apply(params, sound, face, method="draw")  # noqa: E731
+    np.testing.assert_allclose(draw(one), draw(each), atol=1e-6)
+
+
 def test_it_starts_from_the_identity_image(tiny, batch):
     model, params = tiny
     image, _ = jax.jit(model.apply)(params, batch["mel"], batch["identity"])
