@@ -126,10 +126,11 @@ def open_voices(workdir: str | Path, places: Sequence[str] = ()) -> tuple[Run, l
         raise UserError(f"--data: give the datasets of {names}, in this order")
     moved = places or [None] * len(run.speakers)
     datasets = [runs.dataset_of(run, *pair) for pair in zip(run.speakers, moved)]
-    return run, [_listen(run, k, dataset) for k, dataset in enumerate(datasets)]
+    return run, [listen(run, k, dataset) for k, dataset in enumerate(datasets)]
 
 
-def _listen(run: Run, number: int, dataset: SpeakerDataset) -> Voice:
+def listen(run: Run, number: int, dataset: SpeakerDataset) -> Voice:
+    """What a run makes of the sound of its speaker `number`, which the dataset is of."""
     sound = runs.hear_clip(run, run.speakers[number], dataset)
     heard = {split: _hear(run, sound, dataset, split) for split in SPLITS}
     return Voice(number, run.speakers[number], dataset, heard)
@@ -242,7 +243,7 @@ def manner_figures(run: Run, voice: Voice) -> Figures:
     codes = {"style": own, "aud": voice.read("aud", "test"), "tracked": test.tracked}
     found = {f"deviation/{name}": probes.deviation(values) for name, values in codes.items()}
     found |= {f"deviation/style/{k:02d}": float(value) for k, value in enumerate(own.std(0))}
-    errors = _upper_face_errors(run, voice)
+    errors = upper_face_errors(run, voice)
     for name, (distance, squared) in errors.items():
         found |= _figure(f"upper_face/{name}/mm", np.mean, distance)
         if name != "own":
@@ -252,8 +253,10 @@ def manner_figures(run: Run, voice: Voice) -> Figures:
     return found
 
 
-def _upper_face_errors(run: Run, voice: Voice) -> dict[str, np.ndarray]:
-    """Distance (mm) and its square [2, T] of brows and eyes to where the tracker has them."""
+def upper_face_errors(run: Run, voice: Voice) -> dict[str, np.ndarray]:
+    """Distance (mm) and its square [2, T] of brows and eyes to where the tracker has them in the
+    test frames: with the own style, with that shuffled in time, with its mean, and of the
+    training's mean expression."""
     test = voice.heard["test"]
     aud, style = (voice.read(name, "test") for name in ("aud", "style"))
     fuse = jax.jit(partial(talkers.fuse, run.talker, run.params))

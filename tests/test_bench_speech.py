@@ -31,6 +31,7 @@ def folds():
         fold["opening_ridge"] = truth + rng.normal(size=200)
         fold["opening_white"] = -truth
         fold["error_ridge"] = np.full(200, 0.15)
+        fold |= {"manner_own": np.full(200, 3.0), "manner_shuffled": np.full(200, 4.0)}
         made.append(fold)
     return made
 
@@ -47,6 +48,7 @@ def test_figures_of_known_series_are_what_they_must_be():
     low, high = (found[f"fused_above_ridge/mouth_r_{end}"] for end in ("low", "high"))
     assert 0 < low < above < high
     assert found["fused_above_ridge/gain_low"] == pytest.approx(25)
+    assert found["style/helps"] == found["style/helps/1"] == pytest.approx(25)
 
 
 def test_of_runs_up_to_lip_there_are_figures_of_the_sounds_codes_alone(untrained, dataset):
