@@ -238,6 +238,11 @@ def notes(figures: Figures) -> list[str]:
             f"Detector of faces in the frames: {figures['detector']}. A frame without a face "
             "counts as worst."
         )
+    if figures.get("frames_left_out"):
+        lines.append(
+            f"Left out: {figures['frames_left_out']} frames of the recording in which the speaker "
+            "was not found; there is no truth in them."
+        )
     lines += _judge_notes(figures)
     if "au/absent" in figures:
         lines.append(

@@ -115,6 +115,8 @@ def test_notes_say_what_must_be_known(figures):
     assert "71% of windows" in text and "NOT proved" in text
     assert "NOT proved" not in "\n".join(report.notes(figures | {"judge/proved": "yes"}))
     assert "LPIPS: not available: <no weights>" in text
+    assert "Left out" not in text
+    assert "Left out: 2 frames" in "\n".join(report.notes(figures | {"frames_left_out": 2}))
     assert "absent AU14" in text and "its last 3 frames" in text and "the truth" not in text
     truth = "\n".join(report.notes(figures | {"views/truth": "landmarks are the truth"}))
     assert "Turned views: landmarks are the truth." in truth
