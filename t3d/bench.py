@@ -272,7 +272,7 @@ def bench_startup(config: str, overrides: list[str], data: str, stage: str) -> F
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         made = configs.load_config(config, overrides)
-        untrained_run(made, [SpeakerDataset(path) for path in data.split(",")], workdir)
+        untrained_run(made, run.open_datasets(data), workdir)
         command = [sys.executable, "-m", "t3d.cli", "train", "--config", config, "--data", data]
         command += ["--workdir", str(workdir), "--stage", stage]
         command += [f"--config.{text}" for text in overrides]
@@ -312,6 +312,10 @@ def bench_command(args) -> None:
     """`t3d bench data|population|startup|prior|speech|nerf`."""
     if args.what not in ("prior", "nerf") and not args.data:
         raise UserError(f"bench {args.what}: give --data DIR, a dataset made by t3d prepare")
+    if args.what != "prior" and (args.runs or args.prepare):
+        raise UserError(f"bench {args.what}: --run and --prepare go with bench prior")
+    if args.what != "speech" and (args.voice or args.out):
+        raise UserError(f"bench {args.what}: --voice and --out go with bench speech")
     chosen = [args.stage] if args.stage else list(STAGES) if args.what == "data" else ["nerf"]
     unknown = [name for name in chosen if name not in STAGES]
     if unknown:
@@ -329,7 +333,7 @@ def bench_command(args) -> None:
         if args.what == "population":  # on a CPU a device for each core
             jax.config.update("jax_num_cpu_devices", os.cpu_count())
         config = configs.load_config(args.config, args.overrides)
-        datasets = [SpeakerDataset(path) for path in args.data.split(",")]
+        datasets = run.open_datasets(args.data)
         if args.what == "data":
             figures = bench_data(config, datasets, chosen, _read_plan(args.plan))
         else:

@@ -29,6 +29,7 @@ Params = Any
 LARGEST_EXPANSION = 2000  # zstd on constant arrays reaches about this; more is a hostile claim
 SMALLEST_SUSPECT = 1 << 30  # bytes: smaller claims are read without asking
 RUN_FILE = "run.json"
+RECORD = {"config": dict, "data": list, "rows": int, "versions": dict, "stages": dict}
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
 
 
@@ -390,12 +391,15 @@ def read_run(workdir: str | os.PathLike) -> dict:
     path = Path(workdir) / RUN_FILE
     if not path.exists():
         return {}
+    remedy = "put a copy of it back; without one delete it and train again: no stage is known"
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({_first_line(error)}); delete it") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: is not the record of a run; delete it")
+        raise UserError(f"{path}: cannot be read ({_first_line(error)}); {remedy}") from error
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(key, kind()), kind) for key, kind in RECORD.items()
+    ):
+        raise UserError(f"{path}: is not the record of a run; {remedy}")
     return record
 
 

@@ -39,6 +39,10 @@ class Parser(argparse.ArgumentParser):
         """Its option names."""
         return [name for action in self._actions for name in action.option_strings]
 
+    def actions(self) -> list[argparse.Action]:
+        """Its arguments."""
+        return self._actions
+
 
 def _nearest(given: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(given, known, 1, 0.5)
@@ -73,28 +77,35 @@ def _later(module: str, function: str) -> Callable:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    value = _number(float, text)
     if not 1 <= value <= 3600:
         raise argparse.ArgumentTypeError(f"{text}: give 1 to 3600 seconds")
     return value
 
 
+def _number(kind: type, text: str) -> int | float:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: is not a number") from error
+
+
 def _size(text: str) -> int:
-    value = int(text)
+    value = _number(int, text)
     if not 32 <= value <= 2048 or value % 2:
         raise argparse.ArgumentTypeError(f"{text}: give an even number of pixels, 32 to 2048")
     return value
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _number(int, text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: give a number of at least 1")
     return value
 
 
 def _seeds(text: str) -> int:
-    value = int(text)
+    value = _number(int, text)
     if not 2 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text}: give 2 to 100 seeds")
     return value
@@ -468,7 +479,10 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif "=" in argument:
             overrides.append(argument.removeprefix(OVERRIDE))
         else:
-            overrides.append(f"{argument.removeprefix(OVERRIDE)}={next(waiting, '')}")
+            value = next(waiting, "")
+            if not value or value.startswith("--"):
+                raise UserError(f"{argument}: has no value; write {argument}.KEY=VALUE, or =VALUE")
+            overrides.append(f"{argument.removeprefix(OVERRIDE)}={value}")
     return rest, overrides
 
 
@@ -485,6 +499,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         given = (options or unknown)[0]
         sub.error(f"unknown option {given}{_nearest(given.split('=')[0], sub.options())}")
     args.overrides = overrides
+    args.files = {action.dest for action in sub.actions() if action.metavar == "FILE"}
     if getattr(args, "init", None):
         args.overrides.append(f"nerf.init={args.init}")
     if args.command == "evaluate":
@@ -512,6 +527,8 @@ def _check_render(sub: Parser, args: argparse.Namespace) -> None:
         sub.error(f"--camera {args.camera}: --composite shows the recorded camera; leave one away")
     if args.data and not args.composite:
         sub.error("--data belongs to --composite; leave it away")
+    if Path(args.out).suffix.lower() != ".mp4":
+        sub.error(f"--out {args.out}: name an .mp4")
 
 
 def _check_evaluate(sub: Parser, args: argparse.Namespace) -> None:
@@ -542,8 +559,10 @@ def _check_alone(sub: Parser, args: argparse.Namespace, mode: str, others: tuple
             sub.error(f"--{name} does not go with {mode}")
 
 
-def check_writable(path: Path) -> None:
-    """Raises UserError unless a file or folder can be written at `path` (nothing is made)."""
+def check_writable(path: Path, file: bool = False) -> None:
+    """Raises UserError unless a folder, or a `file`, can be written at `path` (nothing is made)."""
+    if file and path.is_dir():
+        raise UserError(f"{path}: is a folder; name the file to write")
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -581,6 +600,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parse(arguments)
     except SystemExit as stop:
         return stop.code or 0
+    except UserError as error:
+        print(f"t3d: error: {error}", file=sys.stderr)
+        return hosts.FAILED
     in_job = getattr(args, "in_job", False)
     if in_job and hosts.CHILD not in os.environ:
         return hosts.supervise(arguments)
@@ -592,7 +614,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hosts.join(args.coordinator, args.processes, args.process)
         for name in args.outputs:
             if getattr(args, name):
-                check_writable(Path(getattr(args, name)))
+                check_writable(Path(getattr(args, name)), name in args.files)
         args.run(args)
         sys.stdout.flush()
         return 0

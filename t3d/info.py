@@ -59,7 +59,7 @@ def _subfolders(path: Path) -> list[Path]:
 def report(info: dict) -> str:
     """The same as text for a reader."""
     lines = _run_lines(info) if info["kind"] == "run" else _dataset_lines(info)
-    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items())
     return "\n".join([f"{info['path']}: {info['kind']}", *lines, f"made with {versions}"])
 
 

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +45,7 @@ from t3d.data.pipeline import (
     to_face,
     window_starts,
 )
-from t3d.data.speaker_dataset import FACE_SIZE, SpeakerDataset, runs_of
+from t3d.data.speaker_dataset import FACE_SIZE, META, SpeakerDataset, runs_of
 from t3d.errors import UserError
 from t3d.metrics import lips
 from t3d.nerf.head import REMAT, View, capacity_of
@@ -153,7 +154,13 @@ def open_run(workdir: str | Path, needed: Iterable[str] = talkers.STAGES) -> Run
     missing = [name for name in needed if not (workdir / "params" / name).is_dir()]
     if missing:
         raise UserError(
-            f"{workdir}: stage {', '.join(missing)} is not trained yet; run t3d train again"
+            f"{workdir}: stage {', '.join(missing)} is not trained yet; train it first: t3d train "
+            f"without --stage trains all that is missing"
+        )
+    if lost := [key for key in ("config", "data", "rows") if key not in entries]:
+        raise UserError(
+            f"{workdir / checkpoint.RUN_FILE}: is damaged, it has no {lost[0]}; put a copy of it "
+            "back, or delete it and train again"
         )
     config = configs.from_json(json.dumps(entries["config"]))
     known = dict(configs.flatten(configs.load_config("talker")))
@@ -519,8 +526,19 @@ def recorded_frames(dataset: SpeakerDataset) -> np.ndarray:
 def train_command(args) -> None:
     """`t3d train`."""
     config = configs.load_config(args.config, args.overrides)
-    datasets = [SpeakerDataset(path) for path in args.data.split(",")]
+    check_config(config)
+    datasets = open_datasets(args.data)
+    if (Path(args.workdir) / META).exists():
+        raise UserError(f"--workdir {args.workdir}: is a dataset; name a folder for the run")
     train(config, datasets, Path(args.workdir), args.stage)
+
+
+def open_datasets(places: str) -> list[SpeakerDataset]:
+    """The datasets of `--data DIR,DIR`; UserError where one is none."""
+    paths = places.split(",")
+    if not all(paths):
+        raise UserError(f"--data {places}: a path between the commas is empty")
+    return [SpeakerDataset(path) for path in paths]
 
 
 def train(
@@ -552,7 +570,14 @@ def train(
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
 
 
+NEGATIVE = ("nerf.near", "mesh.population", "mesh.data", "mesh.model")  # may be under 0
+COUNTS = re.compile(  # must be 1 or more
+    r"size|mel_steps|.*\.(width|judge_width|dim|depth|bottleneck)|nerf\.(rays|samples|features)|"
+    r"space\.(au_codes|global_codes|render_every)|"
+    r"stages\..*\.batch_size"
+)
 CHOICES = {
+    "dtype": ("float32", "bfloat16"),
     "speech.inputs": talkers.AUDIO_INPUTS,
     "nerf.encoding": ("planes", "fourier"),
     "nerf.sampling": ("shell", "uniform", "heights"),
@@ -567,13 +592,19 @@ CHOICES = {
 
 def check_config(config: ConfigDict) -> None:
     """UserError for values that fit their type but no network: before the first step, not later."""
+    for name, value in configs.flatten(config):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and name not in NEGATIVE and not 0 <= value < math.inf:
+            raise UserError(f"config.{name}={value:g}: must be 0 or more")
+        if number and COUNTS.fullmatch(name) and value < 1:
+            raise UserError(f"config.{name}={value:g}: must be 1 or more")
+    values = dict(configs.flatten(config))
     for name, choices in CHOICES.items():
-        group, key = name.split(".")
-        if config[group][key] not in choices:
-            near = difflib.get_close_matches(str(config[group][key]), choices, 1, 0.0)[0]
+        value = values[name]
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1, 0.0)[0]
             raise UserError(
-                f"config.{name}={config[group][key]}: must be one of {', '.join(choices)}; did you "
-                f"mean {near}?"
+                f"config.{name}={value}: must be one of {', '.join(choices)}; did you mean {near}?"
             )
     if config.nerf.sampling != "shell" and config.nerf.geometry_weight:
         raise UserError(
@@ -628,7 +659,7 @@ def check_datasets(config: ConfigDict, datasets: list[SpeakerDataset]) -> None:
         if config.size > dataset.size:
             raise UserError(
                 f"{dataset.path}: its images are {dataset.size}² but the config wants "
-                f"{config.size}²; prepare it with --size {config.size}"
+                f"{config.size}²; prepare it with --size {config.size} or more"
             )
         for split in ("train", "validation"):
             if not len(window_starts(dataset.frames(split))[0]):
@@ -636,6 +667,9 @@ def check_datasets(config: ConfigDict, datasets: list[SpeakerDataset]) -> None:
                     f"{dataset.path}: its {split} part has no five frames in a row with a face; "
                     "use a longer clip"
                 )
+    places = [d.path.resolve() for d in datasets]
+    if len(set(places)) < len(places):
+        raise UserError("--data: names one folder twice; give each dataset once")
     names = [d.name for d in datasets]
     if len(set(names)) < len(names):
         raise UserError(

@@ -332,9 +332,16 @@ def collect(members: Sequence[Member]) -> tuple[list[Member], str]:
 
 
 def tell(members: Sequence[Member]) -> None:
-    """Prints what a sweep would train and measure."""
-    for number, member in enumerate(members):
-        print(f"{number}: {member} in {member.folder}: {state_of(member) or 'finished'}")
+    """Prints what a sweep would train and measure.
+
+    Raises:
+        UserError: none of it can be.
+    """
+    states = [state_of(member) or "finished" for member in members]
+    for number, (member, state) in enumerate(zip(members, states, strict=True)):
+        print(f"{number}: {member} in {member.folder}: {state}")
+    if all(state.startswith("failed") for state in states):
+        raise UserError(f"no member can be trained; {members[0]} {states[0]}")
 
 
 # ---- the command

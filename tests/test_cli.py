@@ -83,6 +83,19 @@ def test_video_without_a_face(run, tmp_path, assets):
     assert not left_behind(tmp_path, "noise.mp4")
 
 
+def test_damaged_models(run, tmp_path, monkeypatch, assets):
+    monkeypatch.setenv("T3D_ASSETS", str(tmp_path / "assets"))
+    (tmp_path / "assets").mkdir()
+    for name in ("ict_facekit.npz", "face_landmarker.task"):
+        (tmp_path / "assets" / name).touch()
+    shown = run("prior", "show", "ict", "--out", "sheet.png")
+    complains(shown, "ict_facekit.npz: damaged", "t3d assets import ict_facekit")
+    write_clip(tmp_path / "clip.mp4")
+    prepared = run("prepare", "clip.mp4", "--out", "out", "--prior", "procedural")
+    complains(prepared, "face_landmarker.task: no model", "t3d assets fetch face_landmarker")
+    assert not left_behind(tmp_path, "assets", "clip.mp4")
+
+
 def test_video_without_sound(run, tmp_path):
     write_clip(tmp_path / "mute.mp4", sound=False)
     complains(run("prepare", "mute.mp4", "--out", "out"), "mute.mp4", "no sound", "give")
@@ -136,6 +149,12 @@ def test_no_place_to_write(run, tmp_path, command):
     assert not left_behind(tmp_path, "file")
 
 
+def test_a_folder_where_a_file_is_wanted(run, tmp_path):
+    (tmp_path / "there").mkdir()
+    complains(run("info", "x", "--json", "there"), "there", "is a folder", "name the file")
+    assert not left_behind(tmp_path, "there")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_no_write_permission(run, tmp_path):
     closed = tmp_path / "closed"
@@ -149,9 +168,24 @@ def test_no_write_permission(run, tmp_path):
         (["prepar", "x"], ["no 'prepar'", "did you mean prepare?"]),
         (["prepare", "x", "--out", "y", "--pior", "ict"], ["--pior", "did you mean --prior?"]),
         (["info", "x", "--jsn=f"], ["--jsn", "did you mean --json?"]),
-        (["render", "--workdir", "x", "--audio", "y", "--out", "z", "--camera", "up"], ["orbit"]),
+        (
+            ["render", "--workdir", "x", "--audio", "y", "--out", "z.mp4", "--camera", "up"],
+            ["orbit"],
+        ),
         (["synthesize", "--out", "x", "--seconds", "0.2"], ["1 to 3600 seconds"]),
-        (["synthesize", "--out", "x", "--size", "abc"], ["--size"]),
+        (["synthesize", "--out", "x", "--size", "abc"], ["--size", "abc: is not a number"]),
+        (["render", "--workdir", "x", "--audio", "y", "--out", "z.avi"], ["z.avi", "an .mp4"]),
+        (["train", "--config.nerf", "--data", "x", "--workdir", "y"], ["--config.nerf", "KEY="]),
+        (["train", "--data", "x,", "--workdir", "y"], ["x,", "empty"]),
+        (["train", "--data", "x", "--workdir", "y", "--config.nerf.rays=0"], ["rays=0", "1 or"]),
+        (["train", "--data", "x", "--workdir", "y", "--config.nerf.near=nan"], ["near=nan"]),
+        (["train", "--data", "x", "--workdir", "y", "--config.dtype=float8"], ["float32"]),
+        (
+            ["plan", "--topology", "cpu", "--config.stages.nerf.batch_size=0"],
+            ["batch_size=0", "1 or more"],
+        ),
+        (["bench", "nerf", "--run", "x"], ["--run", "bench prior"]),
+        (["bench", "prior", "--out", "x"], ["--out", "bench speech"]),
         (["assets", "ftech"], ["did you mean fetch?"]),
         (["evaluate", "--workdir", "x", "--config.size=3"], ["--config.size=3"]),
         (["prepare"], ["video"]),
@@ -175,6 +209,34 @@ def test_overrides_are_taken_out_in_both_forms():
 def test_info_of_nothing(run, tmp_path):
     complains(run("info", "nowhere"), "nowhere", "t3d prepare")
     complains(run("info", tmp_path), "neither", "give a folder")
+
+
+@pytest.mark.parametrize("record", [[], {"stages": []}, {"config": 3}, {"rows": "many"}])
+def test_what_is_no_record_of_a_run(run, tmp_path, record):
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    for command in (["info", "."], ["evaluate", "--workdir", "."]):
+        complains(run(*command), "run.json", "put a copy of it back")
+
+
+def test_a_record_that_lost_its_config(run, tmp_path):
+    from t3d import talker
+
+    for stage in talker.STAGES:
+        (tmp_path / "params" / stage).mkdir(parents=True)
+    (tmp_path / "run.json").write_text(json.dumps({"stages": {}}))
+    complains(
+        run("evaluate", "--workdir", "."), "run.json", "has no config", "put a copy of it back"
+    )
+
+
+def test_a_dataset_is_no_place_for_a_run_nor_given_twice(run, untrained, tmp_path):
+    place = json.loads((untrained.workdir / "run.json").read_text())["data"][0]["path"]
+    before = set(os.listdir(place))
+    arguments = ["train", "--config", "tiny", "--data", place, "--workdir", place]
+    complains(run(*arguments), place, "is a dataset; name a folder for the run")
+    twice = ["train", "--config", "tiny", "--data", f"{place},{place}", "--workdir", "new"]
+    complains(run(*twice), "one folder twice")
+    assert set(os.listdir(place)) == before
 
 
 def test_info_of_a_run_tells_stages_and_fingerprints(run, tmp_path):

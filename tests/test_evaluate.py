@@ -271,8 +271,10 @@ def test_a_run_that_was_never_evaluated_is_said_before_anything_is_rendered(
 def test_demo_tells_the_render_command_all_that_it_asks_for(monkeypatch, tmp_path):
     from t3d import demo
 
-    known, told = vars(cli.parse(["render", "--workdir", "a", "--audio", "b", "--out", "c"])), {}
+    command = ["render", "--workdir", "a", "--audio", "b", "--out", "c.mp4"]
+    known, told = vars(cli.parse(command)), {}
     monkeypatch.setattr(demo.render, "render_command", lambda args: told.update(vars(args)))
     demo._render(tmp_path, tmp_path / "a.wav", "orbit", tmp_path / "a.mp4")
-    assert told.keys() == known.keys() - {"command", "run", "debug", "overrides", "outputs"}
+    added = {"command", "run", "debug", "overrides", "outputs", "files"}
+    assert told.keys() == known.keys() - added
     assert set(demo.FILMS.values()) <= {"front", "orbit", "recorded"}

@@ -16,9 +16,10 @@ def open_task(kind: str, model: Path, mode: str = "IMAGE", **options):
     """A MediaPipe vision task (a context manager) of a class, say "FaceLandmarker".
 
     model: its file; mode: "IMAGE" or "VIDEO"; options: further fields of its Options class. Raises
-    UserError when MediaPipe or the system libraries that it wants are missing.
+    UserError when MediaPipe or the system libraries that it wants are missing, or the file is no
+    model.
     """
-    with _quiet_stderr(), _libraries_needed():
+    with _quiet_stderr(), _libraries_needed(), _model_wanted(model):
         from mediapipe.tasks.python import BaseOptions, vision
 
         settings = getattr(vision, f"{kind}Options")(
@@ -34,6 +35,17 @@ def to_image(frame):
     import mediapipe
 
     return mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=frame)
+
+
+@contextlib.contextmanager
+def _model_wanted(model: Path):
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        told = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{model}: no model that MediaPipe can use ({told}); run: t3d assets fetch {model.stem}"
+        ) from error
 
 
 @contextlib.contextmanager

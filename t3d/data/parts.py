@@ -19,7 +19,11 @@ def fingerprint(settings: dict | list) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a name beside `path`, then renames: `path` is whole or as before."""
+    """Calls `write` with a name beside `path`, then renames: `path` is whole or as before.
+
+    Its folder is made if it is not there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)

@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from t3d.errors import UserError
 from t3d.metrics import lips
 
 META = "meta.json"
+NEEDED = {"name", "size", "num_frames", "splits", "identity_frame"}
 FACE_SIZE = 96
 BLOCKS = 5
 WHOLE = ("train", "validation", "test")
@@ -288,7 +290,7 @@ class SpeakerDataset:
                 self.track = dict(arrays)
             self.mel = np.load(self.path / "mel.npy", allow_pickle=False)
             self._sources = self._open_sources()
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{self.path}: a damaged dataset ({error}); run t3d prepare again with --force"
             ) from error
@@ -444,7 +446,11 @@ def read_meta(path: Path) -> dict:
         if (path / "parts").exists():
             raise UserError(f"{path}: its preparation was not finished; run t3d prepare again")
         raise UserError(f"{path}: not a prepared dataset (no {META}); {remedy}")
+    damaged = f"{path / META}: damaged; run t3d prepare again with --force"
     try:
-        return json.loads((path / META).read_text())
+        meta = json.loads((path / META).read_text())
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path / META}: damaged; run t3d prepare again with --force") from error
+        raise UserError(damaged) from error
+    if not isinstance(meta, dict) or not meta.keys() >= NEEDED:
+        raise UserError(damaged)
+    return meta

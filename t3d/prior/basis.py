@@ -3,7 +3,10 @@ Basel Face Models `bfm09` and `bfm17`, for who has their licence."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +23,24 @@ from t3d.prior.morphable import (
 )
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The arrays of ICT-FaceKit; UserError where they cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            yield data
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: damaged ({error}); run t3d assets import ict_facekit ICT-FaceKit/FaceXModel"
+        ) from error
+
+
 def _read_ict(path: Path) -> MorphableModel:
     """ICT-FaceKit Light from its npz (names, neutral, offsets, triangles, landmarks, regions).
 
     Lacrimal fluid, eye blend, occlusion and lashes are left out.
     """
-    with np.load(path, allow_pickle=False) as data:
+    with _opened(path) as data:
         ranges = dict(zip(data["region_names"].tolist(), data["region_ranges"], strict=True))
         keep = np.concatenate([np.arange(*ranges[name]) for name in skin.REGIONS])
         region = np.repeat(np.arange(len(skin.REGIONS)), [np.ptp(ranges[n]) for n in skin.REGIONS])

@@ -356,6 +356,13 @@ def test_missing_unfinished_and_damaged_datasets_say_what_to_do(tmp_path, folder
     (damaged / "track.npz").write_bytes(b"PK nonsense")
     with pytest.raises(UserError, match="damaged dataset"):
         SpeakerDataset(damaged)
+    (damaged / "track.npz").write_bytes((folder / "track.npz").read_bytes()[:-100])
+    with pytest.raises(UserError, match="damaged dataset"):
+        SpeakerDataset(damaged)
+    for meta in ("{}", "[]", "nonsense"):
+        (damaged / "meta.json").write_text(meta)
+        with pytest.raises(UserError, match="meta.json: damaged.*--force"):
+            SpeakerDataset(damaged)
 
 
 def test_a_block_is_tested_apart_from_what_trains_and_validates(folder):
