@@ -1,7 +1,7 @@
 """Hair over the 3DMM's skull: how far it stands off, by the outlines of the head's masks.
 
 A mask shows hair where it passes the skull's outline; what no view has shown in outline is
-interpolated over the skull, and at the back it tends to be as thick as above the ears.
+interpolated over the skull, where it tends to be as thick as outlines show on average.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from t3d.prior import raster
 MOST = 8.0  # cm that hair stands off
 DIRECTIONS = 120  # in which an outline is looked at, about the middle of the skull
 ROUNDS = 8
-SMOOTH = 1.0  # of a difference between neighbours, against one sight of an outline
+SMOOTH = 0.1  # of a difference between neighbours, against one sight of an outline
 BEND = 1.0  # of a vertex's difference from its neighbours: no ridge where an outline lay
-REAR = 0.05  # of a difference between hair at the back of the head and what outlines show of it
+USUAL = 0.05  # of a difference between hair and what outlines show of it on average
 
 
 def fit(
@@ -46,7 +46,7 @@ def fit(
     smooth = SMOOTH * differences + BEND * differences @ differences
     bald = 100.0 * (1.0 - scalp) ** 2
     high = away[:, 1] > 0  # ears show none
-    rear = REAR * scalp * (away[:, 2] < 0)
+    alike = USUAL * scalp
     middle = neutral[scalp > 0.5].mean(0)
     size, hair = masks.shape[1], np.zeros(len(neutral))
     centres = cameras.project(camera, cameras.transform(head_to_world, middle[None]))[0][:, 0]
@@ -66,8 +66,8 @@ def fit(
             np.add.at(further, rim[known], outward[known] * off[known])
         wanted = seen * hair + further
         usual = wanted[high].sum() / max(seen[high].sum(), 1.0)
-        known = diags_array(seen + bald + rear + 1e-3)
-        hair = spsolve((smooth + known).tocsc(), wanted + rear * max(usual, 0.0))
+        known = diags_array(seen + bald + alike + 1e-3)
+        hair = spsolve((smooth + known).tocsc(), wanted + alike * max(usual, 0.0))
         hair = np.clip(hair, 0.0, MOST) * (scalp > 0.01)
     return hair.astype(np.float32)
 
