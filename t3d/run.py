@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import zipfile
@@ -46,6 +47,7 @@ from t3d.data.pipeline import (
     window_starts,
 )
 from t3d.data.speaker_dataset import FACE_SIZE, META, SpeakerDataset, runs_of
+from t3d.data.threads import prefetched
 from t3d.errors import UserError
 from t3d.metrics import lips
 from t3d.nerf.head import REMAT, View, capacity_of
@@ -373,7 +375,7 @@ def guides_of(
         camera = Camera(speaker.intrinsics, camera_to_world[frame])
         return shell.guide(speaker.shell, expression[frame], head_to_world[frame], camera, rays)
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         guides = list(pool.map(one, range(len(expression))))
     return {name: np.stack([guide[name] for guide in guides]) for name in guides[0]}
 
@@ -442,7 +444,8 @@ def render_frames(
     draw = _drawer(run.talker, standardised)
     mesh = _render_mesh(batch)
     params = jax.device_put(run.params, sharding.replicated(mesh))
-    for start in range(0, frames, batch):
+
+    def asked(start: int) -> tuple[int, HeadCodes, View, int]:
         chosen = np.minimum(np.arange(start, start + batch), frames - 1)
         poses, views = head_to_world[chosen], camera_to_world[chosen]
         expression = motion.expression[chosen]
@@ -457,9 +460,13 @@ def render_frames(
         view = View(
             Camera(np.broadcast_to(speaker.intrinsics, (batch, 4)), views), poses, _guide(guides)
         )
+        return start, codes, view, capacity_of(guides["active"])
+
+    # The next frames' rays are found while these are drawn.
+    for start, codes, view, capacity in prefetched(map(asked, range(0, frames, batch)), 2):
         codes, view = jax.device_put((codes, view), sharding.batch_sharding(mesh))
         with sharding.on(mesh):
-            drawn = draw(params, codes, view, capacity_of(guides["active"]))
+            drawn = draw(params, codes, view, capacity)
         yield {name: np.asarray(image)[: frames - start] for name, image in drawn.items()}
 
 
