@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.cluster.vq import kmeans2, vq
 from scipy.ndimage import gaussian_filter
 
 from t3d import evaluate, plots, render, report
@@ -173,9 +174,10 @@ def figures(
     Returns:
         'au/AU25': balanced accuracy of the AU encoder on the real frames (words for an AU that is
         absent or constant), 'au/worst'; 'codes/global/used' and 'codes/au/used' (shares, AUs
-        together), 'codes/…/perplexity' (share of the size); 'shuffled/global' and 'shuffled/au'
-        (SSIM over the head that it costs); 'real/ssim' and 'real/mouth_r' of the real frames
-        through the space; 'clean/ssim', 'clean/lost' (by the space), 'clean/mouth_r',
+        together), 'codes/…/perplexity' (share of the size), the same under 'kmeans/…' of as many
+        codes that k-means puts among the AU features of training frames (what such frames allow);
+        'shuffled/global' and 'shuffled/au' (SSIM over the head that it costs); 'real/ssim' and
+        'real/mouth_r' of the real frames through the space; 'clean/ssim', 'clean/lost' (by the space), 'clean/mouth_r',
         'clean/kept' (share of the mouth's r that is left); of each kind of disturbance and each
         part of the space, 'disturbed/KIND/PART/closer' (share of the frames that are nearer to the
         real one afterwards, mean absolute difference over the head), with its interval, and
@@ -184,7 +186,7 @@ def figures(
     log("AU encoder, codebooks")
     found: Figures = {"frames": len(frames.numbers), "split": frames.split}
     found["detector"] = evaluate.detector_of(dataset)
-    found |= _units(run, dataset, frames) | _codes(run, frames)
+    found |= _units(run, dataset, frames) | _codes(run, frames) | _kmeans(run, dataset, frames)
     log("real frames and clean renders")
     found |= _kept(run, dataset, frames)
     for kind in KINDS:
@@ -228,6 +230,25 @@ def _codes(run: Run, frames: Frames) -> Figures:
         without = image.image_series(other, frames.real, frames.masks)["ssim_head"]
         found |= _with_interval(f"shuffled/{space}", usual - without)
     return found
+
+
+def _kmeans(run: Run, dataset: SpeakerDataset, frames: Frames) -> Figures:
+    """How many codes real frames use of codebooks that k-means makes of the training frames."""
+    if not run.config.space.use_au:
+        return {}
+    count, numbers = run.config.space.au_codes, dataset.frames("train")
+    learned = np.stack([dataset.picture(f, "head", run.config.size) for f in numbers])
+    look = jax.jit(lambda params, some: run.talker.au.apply(params, some / 255.0)[0])
+    look = partial(look, run.params["au"])
+    features, asked = (runs.in_batches(look, images) for images in (learned, frames.real))
+    use = []
+    for unit in range(features.shape[1]):
+        known = features[:, unit]
+        codes, _ = kmeans2(known, min(count, len(known)), minit="++", seed=0, missing="warn")
+        rows, _ = vq(asked[:, unit], codes)
+        use.append(plots.usage(np.bincount(rows, minlength=count)))
+    used, perplexity = np.mean(use, 0)
+    return {"kmeans/used": float(used), "kmeans/perplexity": float(perplexity) / count}
 
 
 def _kept(run: Run, dataset: SpeakerDataset, frames: Frames) -> Figures:
@@ -306,6 +327,11 @@ def tables(found: Figures) -> list[Section]:
         for space, title in spaces.items()
         if f"codes/{space}/size" in found
     ]
+    if "kmeans/used" in found:
+        title = "AU codebooks that k-means makes of the training frames"
+        books.append(
+            [title, cell("kmeans/used", 2), cell("kmeans/perplexity", 2), report.NO_FIGURE]
+        )
     kept = {
         "real frames through the space: SSIM over the head": ("real/ssim", 3),
         "their mouth opening's r with the real one": ("real/mouth_r", 2),

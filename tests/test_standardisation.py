@@ -139,6 +139,7 @@ def test_the_command_writes_what_it_prints(untrained, tmp_path, capsys):
             share = found[f"disturbed/{kind}/{part}/closer"]
             assert 0 <= found[f"disturbed/{kind}/{part}/closer_low"] <= share <= 1
     assert 0 < found["codes/global/used"] <= 1 and 0 < found["codes/global/perplexity"] <= 1
+    assert 0 < found["kmeans/perplexity"] <= found["kmeans/used"] <= 1
     assert -1 < found["shuffled/global"] < 1 and found["clean/ssim"] < 1
 
 
