@@ -177,11 +177,11 @@ def figures(
         together), 'codes/…/perplexity' (share of the size), the same under 'kmeans/…' of as many
         codes that k-means puts among the AU features of training frames (what such frames allow);
         'shuffled/global' and 'shuffled/au' (SSIM over the head that it costs); 'real/ssim' and
-        'real/mouth_r' of the real frames through the space; 'clean/ssim', 'clean/lost' (by the space), 'clean/mouth_r',
-        'clean/kept' (share of the mouth's r that is left); of each kind of disturbance and each
-        part of the space, 'disturbed/KIND/PART/closer' (share of the frames that are nearer to the
-        real one afterwards, mean absolute difference over the head), with its interval, and
-        'disturbed/KIND/before', 'disturbed/KIND/PART/after' (SSIM over the head).
+        'real/mouth_r' of the real frames through the space; 'clean/ssim', 'clean/lost' (by the
+        space), 'clean/mouth_r', 'clean/kept' (share of the mouth's r that is left); of each kind of
+        disturbance and each part of the space, 'disturbed/KIND/PART/closer' (share of the frames
+        that are nearer to the real one afterwards, mean absolute difference over the head), with
+        its interval, and 'disturbed/KIND/before', 'disturbed/KIND/PART/after' (SSIM over the head).
     """
     log("AU encoder, codebooks")
     found: Figures = {"frames": len(frames.numbers), "split": frames.split}
