@@ -144,7 +144,6 @@ def get_config(paper: bool = False) -> ConfigDict:
         ema=0.0,  # over 0: codes are moving averages of their queries, of this decay (try 0.99)
         gradient_weight=0.0 if paper else 0.5,
         feature_weight=0.0 if paper else 3.0,  # what eyes and mouth weigh more in Eq. 11's L1
-        hidden=0.0,  # share of the inputs whose mouth the AU codes alone describe, in training
         renders=0.0 if paper else 0.5,  # share of the field's own renders among the inputs
         render_every=1,  # training frames from one render to the next
     )

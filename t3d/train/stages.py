@@ -23,7 +23,6 @@ from t3d.peers import headnerf
 from t3d.prior import encoder as encoders
 from t3d.prior.heads import CODES
 from t3d.space import action_units, standardize
-from t3d.space.standardize import Exchange
 from t3d.speech import lipnet, syncnet
 from t3d.speech.disentangle import expression_loss, lip_distance
 from t3d.talker import Motion, Talker
@@ -39,7 +38,6 @@ HAIR_WEIGHT = 0.1  # of the depth of hair, which outlines tell in a few places o
 REST_OF_FACE = 0.003  # of Eq. 3 beside a cm of the lips: LipNet's sound need not tell it
 LATE_MOVES = 0.85  # share of the crops' movement that is gone at the end of the training
 RENDERED_WEIGHT = 0.1  # of heads that look less like the speaker than the speaker does
-MOUTH_EDGE = 0.4  # of the Gaussian over the mouth: where its hidden codes end
 LIP_EXPRESSION_SCALE = 5.0  # brings lip vertices (cm) to the size of coefficients in σ
 
 
@@ -578,30 +576,12 @@ def _au(config: Any, talker: Talker, facts: Facts) -> Stage:
     return Stage("au", ("image", "au"), init, loss, config.stages.au, select="best")
 
 
-def without_mouths(key: jax.Array, points68: jax.Array, share: float | jax.Array) -> Exchange:
-    """Hides the global codes of the mouth in a share of the images: there the AU codes alone say
-    how it looks, so that they have something to say.
-
-    Args:
-        points68: [B, 68, 2] landmarks, fractions of the image.
-    """
-
-    def exchange(space, queries, found):
-        if space != "global":
-            return found.values
-        mouth = mouth_map(points68, queries.shape[1]) > MOUTH_EDGE
-        chosen = jax.random.bernoulli(key, share, (len(queries), 1, 1, 1))
-        return jnp.where(mouth & chosen, 0.0, found.values)
-
-    return exchange
-
-
 def _space(config: Any, talker: Talker, facts: Facts) -> Stage:
     """Codebooks and decoder: Eq. 11 on real frames and on the field's renders of them."""
     settings = config.space
 
-    def standardise(params, frozen, image, exchange=None):
-        return talkers.standardise(talker, {**frozen, "space": params}, image, exchange)
+    def standardise(params, frozen, image):
+        return talkers.standardise(talker, {**frozen, "space": params}, image)
 
     def init(key, batch):
         features, _ = talker.au.init_with_output(key, batch["image"])[0]
@@ -611,10 +591,7 @@ def _space(config: Any, talker: Talker, facts: Facts) -> Stage:
         chosen = jax.random.bernoulli(key, settings.renders, batch["has_render"].shape)
         rendered = (chosen & batch["has_render"])[:, None, None, None]
         given = jnp.where(rendered, batch["render"] / 255.0, batch["image"])
-        hidden = None
-        if is_on(settings.hidden):
-            hidden = without_mouths(jax.random.fold_in(key, 1), batch["points68"], settings.hidden)
-        output, found = standardise(params, frozen, given, hidden)
+        output, found = standardise(params, frozen, given)
         gain = settings.feature_weight
         weight = feature_weight(batch, gain) if is_on(gain) else None
         total, terms = standardize.space_loss(

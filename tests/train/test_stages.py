@@ -201,19 +201,6 @@ def test_feature_weights_have_mean_one_and_peak_at_the_mouth(batch):
     assert mouth > 2 * np.median(weight)
 
 
-def test_hidden_codes_are_those_of_the_mouth_in_a_share_of_the_images():
-    points = np.full((200, 68, 2), 0.5, np.float32)
-    points[:, 48, 0], points[:, 54, 0] = 0.4, 0.6
-    values = jnp.ones((200, 16, 16, 3))
-    found = SimpleNamespace(values=values)
-    hide = stages.without_mouths(jax.random.key(0), jnp.asarray(points), 0.3)
-    shown = np.asarray(hide("global", values, found))
-    assert hide("au", values, found) is values
-    blank = (shown == 0).all((1, 2, 3))
-    assert not blank.any() and (shown[:, 0, 0] == 1).all()
-    assert 0.15 < (shown[:, 8, 8, 0] == 0).mean() < 0.45
-
-
 def test_mouth_map_is_one_in_the_middle_of_the_mouth_and_fades():
     points = np.zeros((1, 68, 2), np.float32)
     points[:, 48:68] = [0.5, 0.75]
