@@ -39,9 +39,9 @@ class Parser(argparse.ArgumentParser):
         """Its option names."""
         return [name for action in self._actions for name in action.option_strings]
 
-    def actions(self) -> list[argparse.Action]:
-        """Its arguments."""
-        return self._actions
+    def files(self) -> set[str]:
+        """The arguments that name a file, not a folder."""
+        return {action.dest for action in self._actions if action.metavar == "FILE"}
 
 
 def _nearest(given: str, known: Sequence[str]) -> str:
@@ -499,7 +499,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         given = (options or unknown)[0]
         sub.error(f"unknown option {given}{_nearest(given.split('=')[0], sub.options())}")
     args.overrides = overrides
-    args.files = {action.dest for action in sub.actions() if action.metavar == "FILE"}
+    args.files = sub.files()
     if getattr(args, "init", None):
         args.overrides.append(f"nerf.init={args.init}")
     if args.command == "evaluate":

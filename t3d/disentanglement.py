@@ -255,8 +255,8 @@ def manner_figures(run: Run, voice: Voice) -> Figures:
 
 def upper_face_errors(run: Run, voice: Voice) -> dict[str, np.ndarray]:
     """Distance (mm) and its square [2, T] of brows and eyes to where the tracker has them in the
-    test frames: with the own style, with that shuffled in time, with its mean, and of the
-    training's mean expression."""
+    test frames: `own` style, that `shuffled` in time, its `mean`, and the mean expression of
+    `training`."""
     test = voice.heard["test"]
     aud, style = (voice.read(name, "test") for name in ("aud", "style"))
     fuse = jax.jit(partial(talkers.fuse, run.talker, run.params))

@@ -35,7 +35,6 @@ from t3d.talker import Motion
 
 SERIES = "series.npz"  # beside metrics.json
 TURNS = tuple((float(yaw), 0.0) for yaw in (-30, -20, -10, 0, 10, 20, 30)) + ((0.0, 15.0),)
-ENDINGS = ("_low", "_high", "_separates")  # of a paired difference beside itself
 # What two evaluations must agree in before they are compared.
 ALIKE = ("dataset", "split", "size", "detector")
 
@@ -205,14 +204,17 @@ def gain_figures(ours: Series, other: Series) -> Figures:
 def paired_figures(place: str, ours: Series, other: Series) -> Figures:
     """By how much ours is above another film of the same frames.
 
+    Args:
+        place: what the figures are named after; ours, other: series by frame, equally long.
+
     Returns:
         'place/figure', '…_low', '…_high' and '…_separates' ('yes' or 'inside the noise').
     """
     figures: Figures = {}
     for name, paired in measures.compare(ours, other).items():
-        values = paired.low, paired.high, "yes" if paired.separates else "inside the noise"
-        figures[f"{place}/{name}"] = paired.difference
-        figures |= {f"{place}/{name}{e}": v for e, v in zip(ENDINGS, values, strict=True)}
+        key = f"{place}/{name}"
+        figures |= {key: paired.difference, f"{key}_low": paired.low, f"{key}_high": paired.high}
+        figures[f"{key}_separates"] = "yes" if paired.separates else "inside the noise"
     return figures
 
 
@@ -293,7 +295,7 @@ def measure(
         series=series,
         frames=frames,
         turned=_turned(run, speaker, motion, wide),
-        sound=_sound(truth),
+        sound=runs.sound_of(dataset, frames),
         beyond=worst.beyond(poses[dataset.frames("train")], poses[frames]),
         codes=code_counts(run, films["nerf"]),
         about=about,
@@ -381,12 +383,6 @@ def plain(figures: Figures) -> Figures:
     return {name: value(of) for name, of in sorted(figures.items())}
 
 
-def _sound(truth: Truth) -> np.ndarray:
-    step = render.RATE // render.FPS
-    sound = np.pad(truth.sound, (0, render.RATE))
-    return np.concatenate([sound[f * step : (f + 1) * step] for f in truth.frames])
-
-
 def _turned(run: Run, speaker: Speaker, motion: Motion, moment: int) -> np.ndarray:
     """Ours at one moment from the angles TURNS, uint8 [8, s, s, 3]."""
     parts = [render.pose_track(speaker, 1, f"yaw={yaw:g},pitch={pitch:g}") for yaw, pitch in TURNS]
@@ -416,10 +412,7 @@ def against(found: Evaluation, other: Path) -> Figures:
     figures |= paired_figures("against", found.series["ours"], series["ours"])
     if about["judge"] != found.about["judge"]:
         judged = [name for name in figures if name.startswith("against/sync_")]
-        for name in judged:
-            del figures[name]
-        words = f"{measures.NO_FIGURE}: the two have different judges"
-        figures |= {name: words for name in judged if not name.endswith(ENDINGS)}
+        figures |= dict.fromkeys(judged, f"{measures.NO_FIGURE}: the two have different judges")
     return plain(figures)
 
 
