@@ -30,6 +30,21 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_well():
+    """SSIM's float64 convolutions, of which unoptimised code takes 30 times as long."""
+    import jax
+
+    from t3d.metrics import image
+
+    figure = image._one_by_one.__wrapped__
+    well = {"xla_backend_optimization_level": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        made = jax.jit(figure, static_argnums=0, compiler_options=well)
+        patch.setattr(image, "_one_by_one", made)
+        yield
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of model files; set T3D_ASSETS to it."""

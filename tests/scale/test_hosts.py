@@ -10,7 +10,7 @@ import pytest
 
 from t3d import checkpoint, hosts
 
-STEPS, EVERY = 300, 10
+STEPS, EVERY = 120, 10
 SIXTY = 60  # seconds within which the others must end when a host is lost
 
 
