@@ -17,9 +17,10 @@ from t3d.prior import raster
 MOST = 8.0  # cm that hair stands off
 DIRECTIONS = 120  # in which an outline is looked at, about the middle of the skull
 ROUNDS = 8
+BALD = 0.25  # a vertex that is scalp by less than this share is held bald
 SMOOTH = 0.1  # of a difference between neighbours, against one sight of an outline
 BEND = 1.0  # of a vertex's difference from its neighbours: no ridge where an outline lay
-USUAL = 0.05  # of a difference between hair and what outlines show of it on average
+USUAL = 0.02  # of a difference between hair and what outlines show of it on average
 
 
 def fit(
@@ -44,7 +45,7 @@ def fit(
     """
     differences = _laplacian(triangles, len(neutral))
     smooth = SMOOTH * differences + BEND * differences @ differences
-    bald = 100.0 * (1.0 - scalp) ** 2
+    bald = 100.0 * np.clip(1.0 - scalp / BALD, 0.0, 1.0)
     high = away[:, 1] > 0  # ears show none
     alike = USUAL * scalp
     middle = neutral[scalp > 0.5].mean(0)

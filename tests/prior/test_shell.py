@@ -123,6 +123,18 @@ def test_hair_is_found_by_the_outlines_of_the_masks(model, outlines):
     assert mask_iou(found, known) > 0.92 > mask_iou(bald, known) + 0.15
 
 
+def test_hair_is_as_thick_as_outlines_say_and_unseen_hair_as_usual(model, outlines):
+    """What is hardly scalp is no reason to thin what an outline shows beside it."""
+    true, poses, masks = outlines
+    hair = shell.fit_hair(model, np.zeros(100), poses, CAMERA, masks)[true.drawn]
+    grown = true.scalp > 0.5
+    for sign in (1, -1):
+        side = grown & (sign * true.away[:, 0] > 0.8)
+        assert hair[side].mean() == pytest.approx(true.hair[side].mean(), abs=0.5)
+    back = grown & (true.away[:, 2] < -0.8)
+    assert 1.3 < hair[back].mean() < 2.5
+
+
 def test_a_bald_head_is_found_to_have_no_hair(model):
     bald = shell.make_shell(model, np.zeros(100), 0.0, 0.0)
     turns = np.radians([[t / 4, t, 0] for t in (-20, -10, 0, 10, 20)])
