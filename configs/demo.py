@@ -2,7 +2,7 @@
 
     t3d demo
 
-Two CPU cores, about 9 minutes with synthesis and evaluation.
+Two CPU cores, about 11 minutes with synthesis and evaluation.
 """
 
 from ml_collections import ConfigDict
