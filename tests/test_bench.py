@@ -1,7 +1,10 @@
 """The benches measure what they say, on a run of seconds."""
 
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from t3d import bench, bench_nerf, cli
@@ -79,3 +82,23 @@ def test_the_field_is_timed_beside_the_machines_ceiling(tmp_path, monkeypatch, c
     assert figures["tiny/frame/flops"] > figures["tiny/field/flops"]
     assert figures["tiny/step/memory_bytes"] > figures["tiny/frame/memory_bytes"] > 0
     assert "PyTorch is not installed" in capsys.readouterr().out
+
+
+def test_a_process_counts_its_own_memory_and_not_its_parents():
+    held = np.ones(1_500_000_000, np.uint8)
+    asked = "from t3d import bench_nerf; print(bench_nerf._resident())"
+    made = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert int(made.stdout) < held.nbytes < bench_nerf._resident()
+
+
+def test_a_framework_that_fails_is_left_out_of_the_comparison(monkeypatch):
+    times = {"jax": 2.0, "torch": 6.0, "torch_tuned": 3.0}
+
+    def found(who, what, log):
+        return {"seconds": times[who], "bytes": 10.0 * times[who]} if who in times else {}
+
+    monkeypatch.setattr(bench_nerf, "_in_process", found)
+    figures = bench_nerf.beside_torch(lambda words: None)
+    assert figures["peer/jax/step_times_faster"] == pytest.approx(1.5)
+    assert figures["peer/jax/forward_memory_share"] == pytest.approx(2 / 3)
+    assert not any("jax_lean" in name or "compiled" in name for name in figures)
