@@ -25,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from t3d import camera as cameras
-from t3d import codes, flops, planning, talker
+from t3d import cli, codes, flops, planning, talker
 from t3d import config as configs
 from t3d.nerf import integral
 from t3d.nerf.head import View
@@ -182,12 +182,21 @@ def _seconds(program: Callable, arguments: tuple) -> float:
 
 # ---- HeadNeRF's architecture, in both frameworks
 
-# Who is timed, and what is set for it: ours keeps the products of matrices for backpropagation, or
-# nothing (lean); PyTorch as it comes, with memory that is not given back to the system, compiled.
+# Who is timed. Ours keeps the products of matrices for backpropagation, or nothing (lean). What glibc
+# is told: ours what `t3d` tells it; PyTorch nothing, or never to give memory back to the system,
+# which is its quickest, in any number of arenas or in one.
 _OURS = {"jax": "nerf.remat=cheap", "jax_lean": "nerf.remat=all"}
 _KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
-_TORCH = {"torch": {}, "torch_tuned": _KEPT, "torch_compiled": _KEPT}
-PIECE = "nerf.chunk=16384"
+_ONE_ARENA = _KEPT | {"MALLOC_ARENA_MAX": "1"}
+_TORCH = {
+    "torch": {},
+    "torch_kept": _KEPT,
+    "torch_one_arena": _ONE_ARENA,
+    "torch_compiled_kept": _KEPT,
+    "torch_compiled_one_arena": _ONE_ARENA,
+}
+_GLIBC = "GLIBC_TUNABLES"
+PIECE = "nerf.chunk=4096"  # activations that stay in the cache
 
 
 def beside_torch(log: Callable[[str], None]) -> Figures:
@@ -218,9 +227,10 @@ def beside_torch(log: Callable[[str], None]) -> Figures:
 
 def _in_process(who: str, what: str, log: Callable[[str], None]) -> Figures:
     """Of a process of its own; nothing, and a line, where that fails (no compiler, say)."""
+    settings = _TORCH.get(who, {_GLIBC: f"{cli.HUGE_PAGES}=1"})
     made = subprocess.run(
         [sys.executable, "-m", "t3d.bench_nerf", who, what],
-        env=os.environ | _TORCH.get(who, {}),
+        env={k: v for k, v in os.environ.items() if k != _GLIBC} | settings,
         capture_output=True,
         text=True,
     )
@@ -265,7 +275,7 @@ def _peer_torch(what: str, who: str) -> Callable[[], Any]:
     net = headnerf_torch.Net()
     shape, looks = torch.zeros(1, 179, requires_grad=True), torch.zeros(1, 127, requires_grad=True)
     points, lengths = headnerf_torch.samples()
-    call = torch.compile(net) if who == "torch_compiled" else net
+    call = torch.compile(net) if "compiled" in who else net
 
     def forward():
         with torch.no_grad():

@@ -20,6 +20,7 @@ from t3d import hosts
 from t3d.errors import UserError
 
 INTERRUPTED = 130
+HUGE_PAGES = "glibc.malloc.hugetlb"  # of GLIBC_TUNABLES
 OVERRIDE = "--config."
 IN_JOBS = ("train", "sweep")  # commands that several hosts can run together
 FOR_VIDEOS = ("judge", "openface_pred", "openface_truth", "out")  # evaluate without a run
@@ -595,7 +596,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit code: 0; 2 for what the user can mend; 130 or 143 when interrupted or terminated,
         with all saved; 75 when another host of the job was lost or failed.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        _use_huge_pages()
+        arguments = sys.argv[1:]
     try:
         args = parse(arguments)
     except SystemExit as stop:
@@ -638,6 +641,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"t3d: error: {message}", file=sys.stderr)
     hosts.leave(code, message)
     return code
+
+
+def _use_huge_pages() -> None:
+    """Starts this process anew, once, with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (Linux).
+
+    On CPUs XLA gives the memory of a step back and asks for it again; in pages of 4 KiB that is a
+    fifth to a third of a training step (docs/benchmarks.md). glibc reads the setting only as a
+    process starts. A GLIBC_TUNABLES that names it is left as it is: =0 turns this off.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or not sys.executable or HUGE_PAGES in tunables:
+        return
+    os.environ["GLIBC_TUNABLES"] = f"{tunables}:{HUGE_PAGES}=1".lstrip(":")
+    with contextlib.suppress(OSError):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _keep_compiled_programs() -> None:

@@ -92,7 +92,7 @@ def test_a_process_counts_its_own_memory_and_not_its_parents():
 
 
 def test_a_framework_that_fails_is_left_out_of_the_comparison(monkeypatch):
-    times = {"jax": 2.0, "torch": 6.0, "torch_tuned": 3.0}
+    times = {"jax": 2.0, "torch": 6.0, "torch_kept": 3.0}
 
     def found(who, what, log):
         return {"seconds": times[who], "bytes": 10.0 * times[who]} if who in times else {}

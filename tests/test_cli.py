@@ -289,6 +289,37 @@ def test_our_own_mistakes_are_not_hidden(run, monkeypatch):
         run("info", "x")
 
 
+def test_a_program_starts_itself_once_with_huge_pages(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *given: started.append(given))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "argv", ["t3d", "--version"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "t3d.cli", "--version"])
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    assert cli.main(["--version"]) == 0 and not started  # called from a program of someone else's
+    assert cli.main() == 0  # execv came back: it goes on without
+    assert started == [(sys.executable, [sys.executable, "-m", "t3d.cli", "--version"])]
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    assert cli.main() == 0 and len(started) == 1
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert cli.main() == 0 and len(started) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_huge_pages_reach_the_process_and_the_exit_code_comes_through(tmp_path):
+    """A module that t3d loads late tells what environment it finds itself in."""
+    (tmp_path / "spy.py").write_text(
+        "import os, sys, t3d.cli\n"
+        "if 'hugetlb=1' in os.environ.get('GLIBC_TUNABLES', ''): print('huge', sys.argv[1:])\n"
+        "sys.exit(t3d.cli.main())\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    command = [sys.executable, str(tmp_path / "spy.py"), "info", "no such place"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "no such place" in done.stderr
+    assert done.stdout.splitlines() == ["huge ['info', 'no such place']"]
+
+
 def test_version_and_help_load_no_library():
     code = (
         "import sys\nfrom t3d import cli\nassert cli.main(['--version']) == 0\n"

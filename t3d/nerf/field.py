@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from t3d.codes import HeadCodes
+from t3d.nerf.dense import Dense, matmul
 
 
 def fourier_features(points: jax.Array, octaves: int, pi: bool = False) -> jax.Array:
@@ -80,7 +81,7 @@ class Product(nn.Module):
         second = self.param("kernel_1", draw, (self.inner, self.outer))
         shift = self.param("bias_0", zeros, (self.inner,)) @ second
         shift = shift + self.param("bias_1", zeros, (self.outer,))
-        return x @ (first @ second).astype(self.dtype) + shift.astype(self.dtype)
+        return matmul(x, (first @ second).astype(self.dtype)) + shift.astype(self.dtype)
 
 
 class Field(nn.Module):
@@ -142,11 +143,12 @@ class Field(nn.Module):
         shape = jnp.concatenate([self.code_scale * codes.shape_codes(), latent], -1)
         looks = jnp.concatenate([codes.appearance_codes(), latent], -1)
 
-        def dense(name: str, width: int, bias: bool = True) -> nn.Dense:
-            return nn.Dense(width, use_bias=bias, dtype=self.dtype, name=name)
+        def dense(name: str, width: int, bias: bool = True) -> nn.Module:
+            return Dense(width, use_bias=bias, dtype=self.dtype, name=name)
 
         def once(name: str, code: jax.Array, width: int) -> jax.Array:
-            return dense(name, width, bias=False)(code)[:, None]
+            layer = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
+            return layer(code)[:, None]
 
         hidden = nn.relu(dense("layer_0", self.width)(encoded) + once("codes_0", shape, self.width))
         for i in range(1, self.depth):

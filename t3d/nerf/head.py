@@ -12,12 +12,13 @@ from flax import struct
 from t3d.camera import Camera
 from t3d.codes import HeadCodes
 from t3d.nerf import rays as ray_functions
+from t3d.nerf.dense import SAVED
 from t3d.nerf.field import Field
 from t3d.nerf.integral import Integral, integrate
 from t3d.nerf.rays import Guide
 from t3d.nerf.upsampler import Upsampler
 
-_POLICIES = {"cheap": jax.checkpoint_policies.dots_saveable, "all": None}
+_POLICIES = {"cheap": jax.checkpoint_policies.save_only_these_names(SAVED), "all": None}
 REMAT = ("none", *_POLICIES)
 
 

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t3d.nerf.dense import Dense
+
 
 def pixel_shuffle(x: jax.Array) -> jax.Array:
     """[B, H, W, 4C] -> [B, 2H, 2W, C]; channel 4c + 2i + j goes to row i, column j."""
@@ -16,19 +18,48 @@ def pixel_shuffle(x: jax.Array) -> jax.Array:
     return x.reshape(b, 2 * h, 2 * w, c // 4)
 
 
+def _along(x: jax.Array, axis: int, first: list[list[float]]) -> jax.Array:
+    """[1, 2, 1] / 4 along an axis, whose first results, and by mirroring its last, are given.
+
+    Args:
+        first: result i is Σ_j first[i][j] · x[j].
+    """
+    n, near = x.shape[axis], len(first)
+
+    def cut(begin: int, end: int) -> jax.Array:
+        return jax.lax.slice_in_dim(x, begin, end, axis=axis)
+
+    def at(i: int) -> jax.Array:
+        return cut(i, i + 1)
+
+    middle = cut(near - 1, n - near - 1) + 2 * cut(near, n - near) + cut(near + 1, n - near + 1)
+    before = [sum(w * at(j) for j, w in enumerate(row)) for row in first]
+    after = [sum(w * at(n - 1 - j) for j, w in enumerate(row)) for row in first[::-1]]
+    return jnp.concatenate([*before, 0.25 * middle, *after], axis)
+
+
+_MIRRORED = [[0.5, 0.5]]
+_TRANSPOSED = [[0.5, 0.25], [0.5, 0.5, 0.25]]  # what flows back to the first two
+
+
+@jax.custom_vjp
 def blur(x: jax.Array) -> jax.Array:
-    """[1, 2, 1] / 4 in both directions, borders mirrored (reflect-101); [B, H, W, C]."""
-    for axis in (1, 2):
-        pad = [(0, 0)] * 4
-        pad[axis] = (1, 1)
-        p = jnp.pad(x, pad, mode="reflect")
-        n = x.shape[axis]
-        x = 0.25 * (
-            jax.lax.slice_in_dim(p, 0, n, axis=axis)
-            + 2 * x
-            + jax.lax.slice_in_dim(p, 2, n + 2, axis=axis)
-        )
-    return x
+    """[1, 2, 1] / 4 in both directions, borders mirrored (reflect-101); [B, H, W, C], H, W ≥ 4.
+
+    Its gradient is written out: the one of padding and slicing takes ten times as long on CPUs.
+    """
+    return _along(_along(x, 1, _MIRRORED), 2, _MIRRORED)
+
+
+def _blur_forward(x: jax.Array) -> tuple[jax.Array, None]:
+    return blur(x), None
+
+
+def _blur_backward(_: None, g: jax.Array) -> tuple[jax.Array]:
+    return (_along(_along(g, 2, _TRANSPOSED), 1, _TRANSPOSED),)
+
+
+blur.defvjp(_blur_forward, _blur_backward)
 
 
 def double(x: jax.Array) -> jax.Array:
@@ -55,17 +86,17 @@ class Upsampler(nn.Module):
         """Feature map [B, F, F, C] to an image [B, size, size, 3] in [0, 1]."""
         blocks = int(math.log2(self.size // features.shape[1]))
         x = features.astype(self.dtype)
-        rgb = nn.Dense(3, dtype=self.dtype, name="rgb_in")(x)
+        rgb = Dense(3, dtype=self.dtype, name="rgb_in")(x)
         for i in range(blocks):
             x = self._block(x, i)
-            rgb = double(rgb) + nn.Dense(3, dtype=self.dtype, name=f"rgb_{i}")(x)
+            rgb = double(rgb) + Dense(3, dtype=self.dtype, name=f"rgb_{i}")(x)
         return nn.sigmoid(rgb.astype(jnp.float32))
 
     def _block(self, x: jax.Array, i: int) -> jax.Array:
         channels = x.shape[-1]
 
-        def dense(width: int, name: str) -> nn.Dense:
-            return nn.Dense(width, dtype=self.dtype, name=f"{name}_{i}")
+        def dense(width: int, name: str) -> nn.Module:
+            return Dense(width, dtype=self.dtype, name=f"{name}_{i}")
 
         wide = nn.leaky_relu(dense(2 * channels, "widen")(x), 0.2)
         wide = nn.leaky_relu(dense(4 * channels, "shuffle")(wide), 0.2)

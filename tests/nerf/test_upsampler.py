@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy.ndimage import convolve
 
 from t3d.nerf.upsampler import Upsampler, blur, double, pixel_shuffle
@@ -22,6 +23,14 @@ def test_blur_is_a_binomial_filter_with_mirrored_borders():
     np.testing.assert_allclose(
         blur(jnp.asarray(x))[0, ..., 0], convolve(x[0, ..., 0], kernel, mode="mirror"), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 5, 9, 2), (3, 8, 6, 1)])
+def test_what_flows_back_through_blur_is_its_transpose(shape):
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(2, *shape)).astype(np.float32)
+    blurred, back = jax.vjp(blur, jnp.asarray(x))
+    np.testing.assert_allclose(np.sum(blurred * y), np.sum(x * back(y)[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_doubling_a_constant_image_changes_nothing():

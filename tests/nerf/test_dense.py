@@ -1,0 +1,47 @@
+"""Dense layers with a gradient of their own: JAX's, in other words."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t3d import flops
+from t3d.nerf.dense import SAVED, Dense, matmul
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5), (3, 2, 4, 5), (1, 6, 5)])
+def test_gradients_are_those_of_a_matrix_product(shape):
+    rng = np.random.default_rng(0)
+    x, kernel = jnp.asarray(rng.normal(size=shape)), jnp.asarray(rng.normal(size=(5, 3)))
+
+    def gradients(product):
+        return jax.grad(lambda x, k: jnp.sum(jnp.sin(product(x, k))), (0, 1))(x, kernel)
+
+    with jax.default_matmul_precision("highest"):
+        for ours, theirs in zip(gradients(matmul), gradients(jnp.matmul)):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_bfloat16_is_summed_in_float32():
+    """What an image adds to 256 ones would be lost in bfloat16's eight bits."""
+    x = jnp.ones((2, 257, 1), jnp.bfloat16)
+    kernel = jnp.ones((1, 1), jnp.float32)
+    gradient = jax.grad(lambda k: matmul(x, k.astype(x.dtype)).sum(dtype=jnp.float32))(kernel)
+    assert abs(float(gradient[0, 0]) - 514) <= 2 and gradient.dtype == jnp.float32
+
+
+def test_a_layer_is_flaxs_and_its_products_can_be_kept():
+    x = jnp.ones((2, 6, 4))
+    layer, flax = Dense(3, name="a"), nn.Dense(3, name="a")
+    params = flax.init(jax.random.key(0), x)
+    np.testing.assert_allclose(layer.apply(params, x), flax.apply(params, x), rtol=1e-6)
+
+    def products(policy):
+        f = jax.checkpoint(lambda x: jnp.sin(layer.apply(params, x)).sum(), policy=policy)
+        jaxpr = jax.make_jaxpr(jax.grad(f))(x).jaxpr
+        return sum(flops.products(flops.count(jaxpr)).values())
+
+    once = 2 * 2 * 6 * 4 * 3
+    assert products(jax.checkpoint_policies.save_only_these_names(SAVED)) == 3 * once
+    assert products(None) == 4 * once  # nothing is kept: the product is computed anew
