@@ -182,9 +182,9 @@ def _seconds(program: Callable, arguments: tuple) -> float:
 
 # ---- HeadNeRF's architecture, in both frameworks
 
-# Who is timed. Ours keeps the products of matrices for backpropagation, or nothing (lean). What glibc
-# is told: ours what `t3d` tells it; PyTorch nothing, or never to give memory back to the system,
-# which is its quickest, in any number of arenas or in one.
+# Who is timed. Ours keeps the products of matrices for backpropagation, or nothing (lean), and has
+# huge pages, as `t3d` gives itself. PyTorch comes as it is, or never gives memory back to the
+# system, which is its quickest: huge pages did not help it.
 _OURS = {"jax": "nerf.remat=cheap", "jax_lean": "nerf.remat=all"}
 _KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
 _ONE_ARENA = _KEPT | {"MALLOC_ARENA_MAX": "1"}

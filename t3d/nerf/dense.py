@@ -1,4 +1,4 @@
-"""Dense layers over the many points or pixels of an image, with a gradient that XLA compiles well."""
+"""Dense layers over an image's many points or pixels, with a gradient that XLA compiles well."""
 
 from __future__ import annotations
 
