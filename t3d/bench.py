@@ -30,7 +30,7 @@ from rich.table import Table
 
 from t3d import checkpoint, planning, population, run
 from t3d import config as configs
-from t3d.bench_nerf import bench_nerf
+from t3d.bench_nerf import bench_nerf, bench_runs
 from t3d.bench_prior import bench_prior
 from t3d.bench_speech import bench_speech
 from t3d.data import feature_files, video
@@ -312,8 +312,10 @@ def bench_command(args) -> None:
     """`t3d bench data|population|startup|prior|speech|nerf`."""
     if args.what not in ("prior", "nerf") and not args.data:
         raise UserError(f"bench {args.what}: give --data DIR, a dataset made by t3d prepare")
-    if args.what != "prior" and (args.runs or args.prepare):
-        raise UserError(f"bench {args.what}: --run and --prepare go with bench prior")
+    if args.what != "prior" and args.prepare:
+        raise UserError(f"bench {args.what}: --prepare goes with bench prior")
+    if args.what not in ("prior", "nerf") and args.runs:
+        raise UserError(f"bench {args.what}: --run goes with bench prior and bench nerf")
     if args.what != "speech" and (args.voice or args.out):
         raise UserError(f"bench {args.what}: --voice and --out go with bench speech")
     chosen = [args.stage] if args.stage else list(STAGES) if args.what == "data" else ["nerf"]
@@ -323,6 +325,10 @@ def bench_command(args) -> None:
     if args.what == "prior":
         datasets = [SpeakerDataset(path) for path in (args.data or "").split(",") if path]
         figures = bench_prior(datasets, _encoders(args.runs, datasets), args.prepare)
+    elif args.what == "nerf" and args.runs:
+        if args.overrides or args.data:
+            raise UserError("bench nerf --run: takes each run as it is, without --config or --data")
+        figures = bench_runs([run.open_run(path, ["nerf"]) for path in args.runs.split(",")])
     elif args.what == "nerf":
         figures = bench_nerf(args.overrides)
     elif args.what == "speech":

@@ -25,17 +25,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from t3d import camera as cameras
-from t3d import cli, codes, flops, planning, talker
+from t3d import codes, flops, pages, planning, render, talker
 from t3d import config as configs
+from t3d import run as runs
 from t3d.nerf import integral
 from t3d.nerf.head import View
 from t3d.nerf.rays import Guide
 from t3d.nerf.upsampler import Upsampler
+from t3d.run import Run
+from t3d.talker import Motion
 from t3d.train import trainer
 
 Figures = dict[str, float]
 SIZES = ("preview", "talker")  # configs; the last one is of the paper's size
 REPEATS, SECONDS = 3, 2.0  # a part is timed at least so often, and for so long
+FRAMES = 64  # that a trained head is timed over
 SQUARES = (1024, 2048, 4096)  # sides of the matrices whose product is the ceiling
 
 
@@ -180,22 +184,53 @@ def _seconds(program: Callable, arguments: tuple) -> float:
     return float(np.median(times))
 
 
+# ---- frames of a trained head
+
+
+def bench_runs(opened: list[Run]) -> Figures:
+    """How long a frame of trained heads takes, the finding of its rays included, not the space.
+
+    Args:
+        opened: runs whose stage nerf is done; each one's first speaker is drawn in recorded poses.
+
+    Returns:
+        frame_seconds/WORKDIR and active_share/WORKDIR, of the rays that meet the head: those that
+        are evaluated, and a few more (`nerf.head.capacity_of`).
+    """
+    figures: Figures = {}
+    for run in opened:
+        speaker = run.speakers[0]
+        poses, views = render.pose_track(speaker, FRAMES, "recorded")
+        rest = Motion(*[np.zeros((FRAMES, 79), np.float32)] * 3)
+
+        def draw(run=run, speaker=speaker, motion=rest, poses=poses, views=views):
+            return list(runs.render_frames(run, speaker, motion, poses, views, standardised=False))
+
+        active = runs.guides_of(
+            run.config, speaker, rest.expression, poses, views, run.config.nerf.rays
+        )["active"]
+        figures[f"frame_seconds/{run.workdir}"] = _seconds(draw, ()) / FRAMES
+        figures[f"active_share/{run.workdir}"] = float(active.mean())
+    return figures
+
+
 # ---- HeadNeRF's architecture, in both frameworks
 
 # Who is timed. Ours keeps the products of matrices for backpropagation, or nothing (lean), and has
-# huge pages, as `t3d` gives itself. PyTorch comes as it is, or never gives memory back to the
-# system, which is its quickest: huge pages did not help it.
+# huge pages, as `t3d` gives itself. PyTorch comes as it is, with huge pages, or never gives memory
+# back to the system, in any number of arenas or in one.
+_HUGE = {pages.TUNABLES: pages.HUGE_PAGES}
 _OURS = {"jax": "nerf.remat=cheap", "jax_lean": "nerf.remat=all"}
 _KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
 _ONE_ARENA = _KEPT | {"MALLOC_ARENA_MAX": "1"}
 _TORCH = {
     "torch": {},
+    "torch_huge": _HUGE,
     "torch_kept": _KEPT,
     "torch_one_arena": _ONE_ARENA,
     "torch_compiled_kept": _KEPT,
     "torch_compiled_one_arena": _ONE_ARENA,
 }
-_GLIBC = "GLIBC_TUNABLES"
 PIECE = "nerf.chunk=4096"  # activations that stay in the cache
 
 
@@ -227,10 +262,10 @@ def beside_torch(log: Callable[[str], None]) -> Figures:
 
 def _in_process(who: str, what: str, log: Callable[[str], None]) -> Figures:
     """Of a process of its own; nothing, and a line, where that fails (no compiler, say)."""
-    settings = _TORCH.get(who, {_GLIBC: f"{cli.HUGE_PAGES}=1"})
+    clean = {k: v for k, v in os.environ.items() if k != pages.TUNABLES and "MALLOC_" not in k}
     made = subprocess.run(
         [sys.executable, "-m", "t3d.bench_nerf", who, what],
-        env={k: v for k, v in os.environ.items() if k != _GLIBC} | settings,
+        env=clean | _TORCH.get(who, _HUGE),
         capture_output=True,
         text=True,
     )

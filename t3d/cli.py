@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import t3d
-from t3d import hosts
+from t3d import hosts, pages
 from t3d.errors import UserError
 
 INTERRUPTED = 130
-HUGE_PAGES = "glibc.malloc.hugetlb"  # of GLIBC_TUNABLES
 OVERRIDE = "--config."
 IN_JOBS = ("train", "sweep")  # commands that several hosts can run together
 FOR_VIDEOS = ("judge", "openface_pred", "openface_truth", "out")  # evaluate without a run
@@ -388,7 +387,8 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         dest="runs",
         metavar="RUN[,RUN…]",
         help="prior: measure the encoder of this run of t3d train on the test frames of --data, or "
-        "of one run for each dataset; without --run there are no figures of encoders",
+        "of one run for each dataset; without --run there are no figures of encoders; nerf: time "
+        "frames of these runs' heads, and nothing else",
     )
     sub.add_argument(
         "--prepare",
@@ -596,9 +596,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit code: 0; 2 for what the user can mend; 130 or 143 when interrupted or terminated,
         with all saved; 75 when another host of the job was lost or failed.
     """
-    if arguments is None:
-        _use_huge_pages()
-        arguments = sys.argv[1:]
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         args = parse(arguments)
     except SystemExit as stop:
@@ -643,21 +641,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _use_huge_pages() -> None:
-    """Starts this process anew, once, with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (Linux).
-
-    On CPUs XLA gives the memory of a step back and asks for it again; in pages of 4 KiB that is a
-    fifth to a third of a training step (docs/benchmarks.md). glibc reads the setting only as a
-    process starts. A GLIBC_TUNABLES that names it is left as it is: =0 turns this off.
-    """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform != "linux" or not sys.executable or HUGE_PAGES in tunables:
-        return
-    os.environ["GLIBC_TUNABLES"] = f"{tunables}:{HUGE_PAGES}=1".lstrip(":")
-    with contextlib.suppress(OSError):
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 def _keep_compiled_programs() -> None:
     """XLA's programs are kept on disk: a second start need not compile them again.
 
@@ -668,5 +651,11 @@ def _keep_compiled_programs() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
+def program() -> int:
+    """`t3d` as a program of its own."""
+    pages.use_huge_pages()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -62,6 +62,7 @@ VIEW_FIGURES = {  # title, digits
     "frames": ("frames", 0),
 }
 TRACKED = "tracked_"  # before a view's figure: the same by the tracker's pose
+REENACTED = "reenacted_"  # the same, with the recorded picture's mouth in place of the sound's
 BASELINE = "front_"  # before a view's figure: what the recorded picture itself scores there
 NO_FIGURE = "–"
 Figures = Mapping[str, float | str]
@@ -213,10 +214,14 @@ def _by_view(title: str, heading: str, figures: Figures, views: Mapping[str, str
     known = {
         f"{before}{key}": (words, digits)
         for key, (words, digits) in VIEW_FIGURES.items()
-        for before in ("", TRACKED, BASELINE)
+        for before in ("", TRACKED, REENACTED, BASELINE)
         if any(f"{view}/{before}{key}" in figures for view in views.values())
     }
-    beginnings = {TRACKED: "tracked pose: ", BASELINE: "front image: "}
+    beginnings = {
+        TRACKED: "tracked pose: ",
+        REENACTED: "tracked pose, filmed mouth: ",
+        BASELINE: "front image: ",
+    }
     headings = [
         "".join(words for before, words in beginnings.items() if key.startswith(before)) + title
         for key, (title, _) in known.items()

@@ -335,6 +335,33 @@ def codes_of(talker: Talker, params: talkers.Params, images: np.ndarray) -> Arra
     return in_batches(partial(look, needed), images, size=BATCH)
 
 
+def mouths_of(
+    talker: Talker,
+    params: talkers.Params,
+    speaker: Speaker,
+    dataset: SpeakerDataset,
+    frames: np.ndarray,
+) -> np.ndarray:
+    """f_exp-aud [T, 79] of filmed mouths: I_id with the frames' lower faces, read by the encoder.
+
+    What LipNet's images would say if they were the truth (oracle Lip-wav images).
+    """
+    points = _face_points(dataset)[:, :68]
+    at = dataset.meta["identity_frame"]
+
+    @jax.jit
+    def read(face, mouth):
+        n = len(face)
+        identity = jnp.broadcast_to(speaker.identity_face, (n, 96, 96, 3))
+        moved = lipnet.align(face, mouth, jnp.broadcast_to(points[at], (n, 68, 2)))
+        image = lipnet.oracle_lip_image(identity, moved)
+        return talkers.read_expression(talker, params, image)
+
+    faces = np.stack([dataset.picture(f, "face") for f in frames]).astype(np.float32) / 255
+    with talkers.exact():
+        return in_batches(read, faces, points[frames])
+
+
 def frames_of(dataset: SpeakerDataset, split: str) -> np.ndarray:
     """The frames [T] of a split; UserError where it has none."""
     frames = dataset.frames(split)
@@ -618,6 +645,8 @@ def check_config(config: ConfigDict) -> None:
             "config.nerf.geometry_weight: the 3DMM's geometry comes with nerf.sampling=shell; set "
             f"--config.nerf.geometry_weight=0 with nerf.sampling={config.nerf.sampling}"
         )
+    if config.nerf.rays < 2:
+        raise UserError(f"config.nerf.rays={config.nerf.rays}: must be 2 or more")
     if config.nerf.chunk < 0:
         raise UserError(f"config.nerf.chunk={config.nerf.chunk}: must be 0 (all points) or more")
     if config.lip.ears < 1:
@@ -1012,21 +1041,9 @@ class Learner:
         return np.full(dataset.num_frames, proved, np.float32)
 
     def _oracle_codes(self, frozen, dataset, speaker) -> Arrays:
-        """f_exp-aud of I_id with the real lower face (oracle Lip-wav images)."""
+        """f_exp-aud of the filmed mouths."""
         frames = self._frames(dataset)
-        points = _face_points(dataset)[:, :68]
-        at = dataset.meta["identity_frame"]
-
-        @jax.jit
-        def read(face, mouth):
-            n = len(face)
-            identity = jnp.broadcast_to(speaker.identity_face, (n, 96, 96, 3))
-            moved = lipnet.align(face, mouth, jnp.broadcast_to(points[at], (n, 68, 2)))
-            image = lipnet.oracle_lip_image(identity, moved)
-            return talkers.read_expression(self._talker(), frozen, image)
-
-        faces = np.stack([dataset.picture(f, "face") for f in frames]).astype(np.float32) / 255
-        codes = in_batches(read, faces, points[frames])
+        codes = mouths_of(self._talker(), frozen, speaker, dataset, frames)
         return {"oracle_codes": self._spread(dataset, frames, codes)}
 
     def _rendered(self, dataset: SpeakerDataset, speaker: Speaker) -> Arrays:

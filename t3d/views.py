@@ -20,6 +20,7 @@ import numpy as np
 from t3d import camera as cameras
 from t3d import render
 from t3d import run as runs
+from t3d import talker as talkers
 from t3d.camera import Camera
 from t3d.data import landmarks, video
 from t3d.data.landmarks import Landmarks
@@ -149,8 +150,12 @@ def synthetic(
         'views/LABEL/NAME' of each camera, with intervals: psnr (dB) and ssim over the true head,
         iou of the masks, depth_cm (true centimetres, where both see the head); tracked_psnr and so
         on of the same view by the tracker's pose of the recorded picture, about which the camera
-        is turned as the true one is (`about`; depths as long as the distances say); front_psnr,
-        front_ssim and front_iou of the recorded picture. Also views/frames, views/scale (ours over
+        is turned as the true one is (`about`; depths as long as the distances say);
+        reenacted_psnr and so on of that view with f_exp-aud of the filmed mouths in place of the
+        sound's (self-reenactment: what the field does with the right mouth; f_exp-style is the
+        sound's, and nothing is smoothed in time; not where the config's audio input has no
+        f_exp-aud); front_psnr, front_ssim and
+        front_iou of the recorded picture. Also views/frames, views/scale (ours over
         the true size) and views/fit_mm (how far our landmarks are off the true ones, RMS);
         views/truth, words, where the dataset itself was made with the truth.
 
@@ -163,6 +168,9 @@ def synthetic(
     front = see(FRONT)
     motion = runs.motion_of(run, speaker, runs.hear_clip(run, speaker, dataset), frames)
     motion = _pick(motion, np.searchsorted(frames, chosen))
+    ways = {"tracked": motion}
+    if run.config.speech.inputs != "entire":
+        ways["reenacted"] = _reenacted(run, speaker, dataset, motion, chosen)
     gauge, off = gauge_of(truth["head_points"], rest_points(speaker))
     filmed_poses = cameras.head_pose(truth["rotvec"][chosen], truth["translation"][chosen])
     poses = np.broadcast_to(speaker.still_pose, filmed_poses.shape).astype(np.float32)
@@ -181,13 +189,22 @@ def synthetic(
         drawn = _draw(run, replace(speaker, intrinsics=lens), motion, poses, views)
         filmed = front if name == FRONT else see(name)
         series = against(drawn, filmed, gauge.scale)
-        drawn = _draw(run, speaker, motion, tracked, about(camera, farther, len(chosen)))
-        again = against(drawn, filmed, farther)
-        series |= {f"tracked_{key}": values for key, values in again.items()}
+        views = about(camera, farther, len(chosen))
+        for way, moved in ways.items():
+            again = against(_draw(run, speaker, moved, tracked, views), filmed, farther)
+            series |= {f"{way}_{key}": values for key, values in again.items()}
         if name != FRONT:
             series |= recorded_against(front, filmed)
         figures |= _under(title, _summary(series))
     return figures
+
+
+def _reenacted(run: Run, speaker: Speaker, dataset, motion: Motion, frames) -> Motion:
+    """A motion [T, …] with the mouths that were filmed in these frames [T]."""
+    speech = runs.mouths_of(run.talker, run.params, speaker, dataset, frames)
+    with talkers.exact():
+        fused = talkers.fuse(run.talker, run.params, speech, motion.style)
+    return jax.tree.map(np.asarray, fused)
 
 
 def check_folder(

@@ -84,6 +84,17 @@ def test_the_field_is_timed_beside_the_machines_ceiling(tmp_path, monkeypatch, c
     assert "PyTorch is not installed" in capsys.readouterr().out
 
 
+def test_frames_of_trained_heads_are_timed(untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_nerf, "FRAMES", 4)
+    monkeypatch.setattr(bench_nerf, "SECONDS", 0.0)
+    out, workdir = tmp_path / "f.json", str(untrained.workdir)
+    assert cli.main(["bench", "nerf", "--run", workdir, "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert set(figures) == {f"frame_seconds/{workdir}", f"active_share/{workdir}"}
+    assert figures[f"frame_seconds/{workdir}"] > 0
+    assert 0.1 < figures[f"active_share/{workdir}"] < 0.9  # a head, and around it nothing
+
+
 def test_a_process_counts_its_own_memory_and_not_its_parents():
     held = np.ones(1_500_000_000, np.uint8)
     asked = "from t3d import bench_nerf; print(bench_nerf._resident())"

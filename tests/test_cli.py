@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from t3d import cli
+from t3d import cli, pages
 from t3d.data import video
 from t3d.errors import UserError
 
@@ -178,13 +178,16 @@ def test_no_write_permission(run, tmp_path):
         (["train", "--config.nerf", "--data", "x", "--workdir", "y"], ["--config.nerf", "KEY="]),
         (["train", "--data", "x,", "--workdir", "y"], ["x,", "empty"]),
         (["train", "--data", "x", "--workdir", "y", "--config.nerf.rays=0"], ["rays=0", "1 or"]),
+        (["train", "--data", "x", "--workdir", "y", "--config.nerf.rays=1"], ["rays=1", "2 or"]),
         (["train", "--data", "x", "--workdir", "y", "--config.nerf.near=nan"], ["near=nan"]),
         (["train", "--data", "x", "--workdir", "y", "--config.dtype=float8"], ["float32"]),
         (
             ["plan", "--topology", "cpu", "--config.stages.nerf.batch_size=0"],
             ["batch_size=0", "1 or more"],
         ),
-        (["bench", "nerf", "--run", "x"], ["--run", "bench prior"]),
+        (["bench", "nerf", "--prepare", "x"], ["--prepare", "bench prior"]),
+        (["bench", "startup", "--data", "x", "--run", "y"], ["--run", "bench nerf"]),
+        (["bench", "nerf", "--run", "x", "--data", "y"], ["--run", "without"]),
         (["bench", "prior", "--out", "x"], ["--out", "bench speech"]),
         (["assets", "ftech"], ["did you mean fetch?"]),
         (["evaluate", "--workdir", "x", "--config.size=3"], ["--config.size=3"]),
@@ -289,31 +292,41 @@ def test_our_own_mistakes_are_not_hidden(run, monkeypatch):
         run("info", "x")
 
 
-def test_a_program_starts_itself_once_with_huge_pages(monkeypatch):
-    started = []
+def test_a_program_starts_itself_once_with_huge_pages(monkeypatch, tmp_path):
+    started, mode = [], tmp_path / "enabled"
+    mode.write_text("always [madvise] never")
+    monkeypatch.setattr(pages, "_MODE", mode)
     monkeypatch.setattr(os, "execv", lambda *given: started.append(given))
-    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "argv", ["t3d", "--version"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "t3d.cli", "--version"])
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
-    assert cli.main(["--version"]) == 0 and not started  # called from a program of someone else's
-    assert cli.main() == 0  # execv came back: it goes on without
+    monkeypatch.delenv(pages.ASKED, raising=False)
+    assert cli.main() == 0 and not started  # called from a program of someone else's
+    assert cli.program() == 0  # execv came back: it goes on without
     assert started == [(sys.executable, [sys.executable, "-m", "t3d.cli", "--version"])]
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
-    assert cli.main() == 0 and len(started) == 1
+    monkeypatch.delenv("GLIBC_TUNABLES")  # that something took away again
+    assert cli.program() == 0 and len(started) == 1
+    monkeypatch.delenv(pages.ASKED)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
-    assert cli.main() == 0 and len(started) == 1
+    assert cli.program() == 0 and len(started) == 1
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    mode.write_text("[always] madvise never")
+    assert cli.program() == 0 and len(started) == 1
+    mode.write_text("always [madvise] never")
+    assert cli.program() == 0 and len(started) == 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_huge_pages_reach_the_process_and_the_exit_code_comes_through(tmp_path):
-    """A module that t3d loads late tells what environment it finds itself in."""
+def test_a_program_that_started_anew_has_its_arguments_and_exit_code(tmp_path):
+    (tmp_path / "enabled").write_text("always [madvise] never")
     (tmp_path / "spy.py").write_text(
-        "import os, sys, t3d.cli\n"
+        "import os, sys, pathlib\nfrom t3d import cli, pages\n"
+        f"pages._MODE = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
         "if 'hugetlb=1' in os.environ.get('GLIBC_TUNABLES', ''): print('huge', sys.argv[1:])\n"
-        "sys.exit(t3d.cli.main())\n"
+        "sys.exit(cli.program())\n"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    ours = ("GLIBC_TUNABLES", pages.ASKED)
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
     command = [sys.executable, str(tmp_path / "spy.py"), "info", "no such place"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "no such place" in done.stderr

@@ -184,11 +184,26 @@ def test_every_camera_of_a_synthetic_speaker_has_its_figures(figures):
     assert figures["views/fit_mm"] < 10
 
 
-def test_views_about_the_tracked_pose_have_their_figures(figures):
+@pytest.mark.parametrize("way", ["tracked", "reenacted"])
+def test_views_about_the_tracked_pose_have_their_figures(figures, way):
     for view in ("yaw+0", "yaw+30"):
         for name in ("psnr", "ssim", "iou", "depth_cm"):
-            value = figures[f"views/{view}/tracked_{name}"]
+            value = figures[f"views/{view}/{way}_{name}"]
             assert isinstance(value, str) or np.isfinite(value)
+
+
+def test_what_is_reenacted_has_the_filmed_mouths_and_the_style_of_the_sound(untrained):
+    record = json.loads((untrained.workdir / "run.json").read_text())
+    dataset, speaker = SpeakerDataset(record["data"][0]["path"]), untrained.speakers[0]
+    frames = dataset.frames("test")
+    heard = runs.motion_of(untrained, speaker, runs.hear_clip(untrained, speaker, dataset), frames)
+    moved = views._reenacted(untrained, speaker, dataset, heard, frames)
+    np.testing.assert_array_equal(moved.style, heard.style)
+    alone = views._reenacted(
+        untrained, speaker, dataset, views._pick(heard, np.array([1])), frames[1:2]
+    )
+    np.testing.assert_allclose(alone.speech[0], moved.speech[1], atol=1e-5)
+    assert np.abs(moved.speech - heard.speech).max() > 1e-3
 
 
 def test_a_camera_about_a_tracked_head_sees_what_the_true_one_sees():
@@ -224,6 +239,7 @@ def test_nothing_is_said_of_the_truth_where_the_film_alone_was_prepared(
 ):
     dataset.meta["synthetic"] = False
     monkeypatch.setattr(runs, "motion_of", lambda *_: {})
+    monkeypatch.setattr(views, "_reenacted", lambda *_: {})
     monkeypatch.setattr(views, "_cameras", lambda truth: iter(()))
     frames = dataset.frames("test")
     found = views.synthetic(untrained, untrained.speakers[0], dataset, frames, synthetic_speaker)

@@ -46,7 +46,7 @@ _TRANSPOSED = [[0.5, 0.25], [0.5, 0.5, 0.25]]  # what flows back to the first tw
 def blur(x: jax.Array) -> jax.Array:
     """[1, 2, 1] / 4 in both directions, borders mirrored (reflect-101); [B, H, W, C], H, W ≥ 4.
 
-    Its gradient is written out: the one of padding and slicing takes ten times as long on CPUs.
+    Its gradient is written out: that of padding and slicing takes several times as long on CPUs.
     """
     return _along(_along(x, 1, _MIRRORED), 2, _MIRRORED)
 

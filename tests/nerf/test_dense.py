@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from t3d import flops
+from t3d.nerf import dense
 from t3d.nerf.dense import SAVED, Dense, matmul
 
 
@@ -21,6 +22,14 @@ def test_gradients_are_those_of_a_matrix_product(shape):
     with jax.default_matmul_precision("highest"):
         for ours, theirs in zip(gradients(matmul), gradients(jnp.matmul)):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5), (3, 2, 4, 5)])
+def test_every_platform_sums_the_same(shape):
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.normal(size=(*shape[:-1], c)), jnp.float32) for c in (5, 3))
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(dense._by_image(x, g), dense._at_once(x, g), atol=1e-5)
 
 
 def test_bfloat16_is_summed_in_float32():
