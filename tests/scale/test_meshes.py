@@ -12,8 +12,8 @@ from t3d.talker import STAGES
 # Relative. Adam divides a gradient by its own size, so that elements whose gradient is next to
 # nothing take steps that rounding decides. What 20 steps make of that hangs on parameters and data:
 # losses of the nerf stage on eight devices are 2e-7 to 8e-6 apart in ten draws, 3e-5 in two of this
-# test's own.
-FIRST_LOSS, LOSSES, PARAMETERS = 1e-5, 2e-4, 1e-3
+# test's own; on another CPU 6e-5, and parameters, 1e-6 apart after five steps, 1.5e-3.
+FIRST_LOSS, LOSSES, PARAMETERS = 1e-5, 2e-4, 5e-3
 COUNTERS = {"params/au_usage", "params/global_usage"}
 SCRIPT = Path(__file__).with_name("steps.py")
 ONE, SHARED, HOSTS = {"one": "1x1"}, {"four": "4x1", "eight": "4x2"}, {"hosts": "2x2"}
