@@ -16,8 +16,8 @@ _MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def use_huge_pages() -> None:
     """Starts this process anew, once, with GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
 
-    On CPUs XLA gives the memory of a step back and asks for it again; in pages of 4 KiB that is up
-    to a quarter of a training step (docs/benchmarks.md). glibc reads the setting only as a process
+    On CPUs XLA gives the memory of a step back and asks for it again; in pages of 4 KiB that is 12
+    to 27 % of a training step (docs/benchmarks.md). glibc reads the setting only as a process
     starts, and heeds it where Linux gives huge pages to those who ask ("madvise"); elsewhere this
     does nothing. A GLIBC_TUNABLES that names it is left as it is: glibc.malloc.hugetlb=0 turns
     this off. For a program that does nothing but `t3d`: what it has done is done again.

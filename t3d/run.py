@@ -345,6 +345,9 @@ def mouths_of(
     """f_exp-aud [T, 79] of filmed mouths: I_id with the frames' lower faces, read by the encoder.
 
     What LipNet's images would say if they were the truth (oracle Lip-wav images).
+
+    Args:
+        params: of the stage prior at least; frames: [T] of the dataset, which is the speaker's.
     """
     points = _face_points(dataset)[:, :68]
     at = dataset.meta["identity_frame"]

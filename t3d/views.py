@@ -150,13 +150,13 @@ def synthetic(
         iou of the masks, depth_cm (true centimetres, where both see the head); tracked_psnr and so
         on of the same view by the tracker's pose of the recorded picture, about which the camera
         is turned as the true one is (`about`; depths as long as the distances say);
-        reenacted_psnr and so on of that view with f_exp-aud of the filmed mouths and the shell of the
-        tracked expressions in place of the sound's (self-reenactment: what the field does with the
-        right mouth; f_exp-style is the sound's, and nothing is smoothed in time; not where the
-        config's audio input has no f_exp-aud); front_psnr, front_ssim and
-        front_iou of the recorded picture. Also views/frames, views/scale (ours over
-        the true size) and views/fit_mm (how far our landmarks are off the true ones, RMS);
-        views/truth, words, where the dataset itself was made with the truth.
+        reenacted_psnr and so on of that view with f_exp-aud of the filmed mouths and the shell of
+        the tracked expressions in place of the sound's (self-reenactment: what the field does with
+        the right mouth; f_exp-style is the sound's, and nothing is smoothed in time), unless the
+        config's audio input has no f_exp-aud; front_psnr, front_ssim and front_iou of the recorded
+        picture. Also views/frames, views/scale (ours over the true size) and views/fit_mm (how far
+        our landmarks are off the true ones, RMS); views/truth, words, where the dataset itself was
+        made with the truth.
 
     Raises:
         UserError: as `check_folder` does.
@@ -199,8 +199,10 @@ def synthetic(
 
 
 def _reenacted(run: Run, speaker: Speaker, dataset, motion: Motion, frames) -> Motion:
-    """A motion [T, …] with the mouths that were filmed in these frames [T], tracked expressions
-    telling where the head is, as when the field was trained."""
+    """A motion [T, …] with the mouths that were filmed in these frames [T].
+
+    Tracked expressions tell where the head is, as when the field was trained.
+    """
     speech = runs.mouths_of(run.talker, run.params, speaker, dataset, frames)
     return motion.replace(speech=speech, expression=dataset.track["expression"][frames])
 
