@@ -327,7 +327,9 @@ def bench_command(args) -> None:
         figures = bench_prior(datasets, _encoders(args.runs, datasets), args.prepare)
     elif args.what == "nerf" and args.runs:
         if args.overrides or args.data:
-            raise UserError("bench nerf --run: takes each run as it is, without --config.KEY or --data")
+            raise UserError(
+                "bench nerf --run: takes runs as they are, without --config.KEY or --data"
+            )
         figures = bench_runs([run.open_run(path, ["nerf"]) for path in args.runs.split(",")])
     elif args.what == "nerf":
         figures = bench_nerf(args.overrides)
