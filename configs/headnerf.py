@@ -35,6 +35,7 @@ def get_config(paper: bool = False) -> ConfigDict:
         points="edge",
         latent=0,
         latent_weight=0.0,
+        paint_weight=0.0,
         geometry_weight=0.0,  # the 3DMM's depth comes with nerf.sampling=shell
     )
     return config

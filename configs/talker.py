@@ -122,6 +122,7 @@ def get_config(paper: bool = False) -> ConfigDict:
         mask_weight=0.0 if paper else 0.1,  # opacity against the head mask
         hair=not paper,  # the 3DMM's surface has the hair that the masks' outlines show
         geometry_weight=0.0 if paper else 0.05,  # 3DMM depth and silhouette at random cameras
+        paint_weight=0.0 if paper else 0.2,  # their colours there, guessed where no frame looks
         latent_weight=0.0 if paper else 1e-3,
     )
     config.au = dict(

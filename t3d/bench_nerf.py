@@ -231,37 +231,58 @@ _TORCH = {
     "torch_compiled_kept": _KEPT,
     "torch_compiled_one_arena": _ONE_ARENA,
 }
+AGAIN = 2  # processes that those compared are measured in once more
 PIECE = "nerf.chunk=4096"  # activations that stay in the cache
 
 
 def beside_torch(log: Callable[[str], None]) -> Figures:
     """HeadNeRF's 512² frame of 64² rays × 64 points, forward and with gradients (step).
 
-    Each is measured in a process of its own: peer/WHO/{forward, step}_{seconds, bytes}, bytes of
-    resident memory; peer/WHO/…_times_faster and …_memory_share, ours against the fastest PyTorch.
+    Each is measured in a process of its own, and ours, the fastest eager PyTorch and the fastest
+    compiled one in `AGAIN` more by turns, for a process' memory may lie well or badly; medians.
+
+    Returns:
+        peer/WHO/{forward, step}_{seconds, bytes}, bytes of resident memory;
+        peer/WHO/…_times_faster and …_memory_share, ours against the fastest eager PyTorch;
+        …_times_faster_than_compiled and …_memory_share_of_compiled, against the fastest compiled.
     """
     figures: Figures = {}
     for what in ("forward", "step"):
-        for who in (*_OURS, *_TORCH):
+        found: dict[str, list[Figures]] = {who: [] for who in (*_OURS, *_TORCH)}
+
+        def measure(who: str, what=what, found=found) -> None:
             log(f"HeadNeRF's architecture: {who}, {what} …")
-            found = _in_process(who, what, log)
-            figures |= {f"peer/{who}/{what}_{name}": value for name, value in found.items()}
-        timed = [who for who in _TORCH if f"peer/{who}/{what}_seconds" in figures]
-        if not timed:
-            continue
-        best = min(timed, key=lambda who: figures[f"peer/{who}/{what}_seconds"])
-        for who in (who for who in _OURS if f"peer/{who}/{what}_seconds" in figures):
-            seconds, memory = (
-                figures[f"peer/{who}/{what}_{unit}"] / figures[f"peer/{best}/{what}_{unit}"]
-                for unit in ("seconds", "bytes")
-            )
-            figures[f"peer/{who}/{what}_times_faster"] = 1 / seconds
-            figures[f"peer/{who}/{what}_memory_share"] = memory
+            found[who] += _in_process(who, what, log)
+
+        def median(who: str, unit: str, found=found) -> float:
+            return float(np.median([one[unit] for one in found[who]]))
+
+        for who in found:
+            measure(who)
+        ours = [who for who in _OURS if found[who]]
+        rivals = {}
+        for compiled in (False, True):
+            timed = [who for who in _TORCH if found[who] and ("compiled" in who) == compiled]
+            if timed:
+                rivals[compiled] = min(timed, key=lambda who: median(who, "seconds"))
+        for _ in range(AGAIN if rivals else 0):
+            for who in (*ours, *rivals.values()):
+                measure(who)
+        for who in (who for who in found if found[who]):
+            for unit in ("seconds", "bytes"):
+                figures[f"peer/{who}/{what}_{unit}"] = median(who, unit)
+        for who in ours:
+            for compiled, rival in rivals.items():
+                names = ("times_faster_than_compiled", "memory_share_of_compiled")
+                faster, share = names if compiled else ("times_faster", "memory_share")
+                seconds, memory = (median(who, u) / median(rival, u) for u in ("seconds", "bytes"))
+                figures[f"peer/{who}/{what}_{faster}"] = 1 / seconds
+                figures[f"peer/{who}/{what}_{share}"] = memory
     return figures
 
 
-def _in_process(who: str, what: str, log: Callable[[str], None]) -> Figures:
-    """Of a process of its own; nothing, and a line, where that fails (no compiler, say)."""
+def _in_process(who: str, what: str, log: Callable[[str], None]) -> list[Figures]:
+    """Of a process of its own; [], and a line, where that fails (no compiler, say)."""
     clean = {k: v for k, v in os.environ.items() if k != pages.TUNABLES and "MALLOC_" not in k}
     made = subprocess.run(
         [sys.executable, "-m", "t3d.bench_nerf", who, what],
@@ -271,8 +292,8 @@ def _in_process(who: str, what: str, log: Callable[[str], None]) -> Figures:
     )
     if made.returncode:
         log(f"{who} failed and is left out: {made.stderr.strip()[-300:]}")
-        return {}
-    return json.loads(made.stdout.splitlines()[-1])
+        return []
+    return [json.loads(made.stdout.splitlines()[-1])]
 
 
 def _peer(who: str, what: str) -> Figures:

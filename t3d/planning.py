@@ -209,6 +209,7 @@ def field_shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
         **dict.fromkeys(("novel_active", "novel_skin"), ((novel,), jnp.bool_)),
         "has_render": ((), jnp.bool_),
         "render": ((size, size, 3), jnp.uint8),
+        "novel_colour": ((novel, 3), jnp.uint8),
         "rendered_face": (face, jnp.uint8),
         "row": ((), jnp.int32),
         "deaf_ear": ((), jnp.int32),

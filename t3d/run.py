@@ -53,7 +53,7 @@ from t3d.metrics import lips
 from t3d.nerf.head import REMAT, View, capacity_of
 from t3d.nerf.rays import Guide, between_heights
 from t3d.peers import headnerf
-from t3d.prior import basis, heads, morphable, shell
+from t3d.prior import basis, heads, morphable, paint, shell
 from t3d.prior import encoder as encoders
 from t3d.prior.shell import Shell
 from t3d.space import standardize
@@ -66,7 +66,8 @@ CACHE = "cache"  # of a run: arrays that its stages' networks made, until it is 
 BATCH = 8  # frames that a pass over a clip computes at once
 TEST_TIME = ("smooth",)  # settings that no training reads
 HEARS_NOISE = ("lip", "prior", "speech")  # stages that learn from noisy sound, too
-NOVEL_YAW, NOVEL_PITCH = 45.0, 20.0  # degrees: random cameras of the geometry terms
+NOVEL_YAW, NOVEL_PITCH = 45.0, 20.0  # degrees: random cameras, of terms that nobody filmed
+PAINTED, PAINT_SIZE = 48, 256  # frames that tell the surface's colours, and their most pixels
 Arrays = dict[str, np.ndarray]
 
 
@@ -643,10 +644,11 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{name}={value}: must be one of {', '.join(choices)}; did you mean {near}?"
             )
-    if config.nerf.sampling != "shell" and config.nerf.geometry_weight:
+    if config.nerf.sampling != "shell" and stages.looks_from_elsewhere(config.nerf):
         raise UserError(
-            "config.nerf.geometry_weight: the 3DMM's geometry comes with nerf.sampling=shell; set "
-            f"--config.nerf.geometry_weight=0 with nerf.sampling={config.nerf.sampling}"
+            "config.nerf.geometry_weight and paint_weight: the 3DMM's surface comes with "
+            "nerf.sampling=shell; set --config.nerf.geometry_weight=0 --config.nerf.paint_weight=0 "
+            f"with nerf.sampling={config.nerf.sampling}"
         )
     if config.nerf.rays < 2:
         raise UserError(f"config.nerf.rays={config.nerf.rays}: must be 2 or more")
@@ -956,7 +958,7 @@ class Learner:
             self._keep(["oracle_codes"], ["prior"], [], partial(self._oracle_codes, frozen))
             what = [self.config.seed, nerf.rays, nerf.sampling, nerf.near, nerf.far]
             what += [_digest(s.hair, s.room) for s in self.speakers]
-            names = stages.GUIDE + (stages.NOVEL if nerf.geometry_weight else ())
+            names = stages.GUIDE + (stages.NOVEL if stages.looks_from_elsewhere(nerf) else ())
             self._keep(names, [], what, self._guides)
             self.capacity = max(map(capacity_of, self.arrays["guide_active"]))
         if name == "space":
@@ -1077,16 +1079,38 @@ class Learner:
             f"guide_{name}": self._spread(dataset, frames, seen[name])
             for name in ("near", "far", "offset", "active")
         }
-        if not self.config.nerf.geometry_weight:
+        if not stages.looks_from_elsewhere(self.config.nerf):
             return arrays
         views = _random_views(self.config.seed, speaker, pose)
         novel = guides_of(self.config, speaker, expression, pose, views, stages.novel_rays(rays))
+        novel["colour"] = self._paint(dataset, speaker, expression, pose, views)
         hit = np.isfinite(novel["depth"])
         novel["depth"] = np.where(hit, novel["depth"], 0.0).astype(np.float32)
         novel["camera"] = views
         for name in (n.removeprefix("novel_") for n in stages.NOVEL):
             arrays[f"novel_{name}"] = self._spread(dataset, frames, novel[name])
         return arrays
+
+    def _paint(self, dataset, speaker, expression, pose, views) -> np.ndarray:
+        """Colours uint8 [N, R, 3] of the speaker's surface, for the rays of random views."""
+        track, size = dataset.track, min(dataset.size, PAINT_SIZE)
+        few = _turned(track["head_to_world"], dataset.frames("train"), PAINTED)
+        colours = paint.paint(
+            speaker.shell,
+            track["expression"][few],
+            track["head_to_world"][few],
+            cameras.recorded(speaker.intrinsics),
+            np.stack([dataset.picture(f, "image", size) for f in few]),
+            np.stack([dataset.picture(f, "mask", size) for f in few]) / 255.0,
+        )
+        side = stages.novel_rays(self.config.nerf.rays)
+
+        def one(frame: int) -> np.ndarray:
+            camera = Camera(speaker.intrinsics, views[frame])
+            return paint.drawn(speaker.shell, colours, expression[frame], pose[frame], camera, side)
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return np.stack(list(pool.map(one, range(len(views)))))
 
     def _has_render(self, dataset: SpeakerDataset, speaker: Speaker) -> np.ndarray:
         """[T] bool: the frames whose render the space learns from."""

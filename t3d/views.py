@@ -148,8 +148,9 @@ def synthetic(
     Returns:
         'views/LABEL/NAME' of each camera, with intervals: psnr (dB) and ssim over the true head,
         iou of the masks, depth_cm (true centimetres, where both see the head); tracked_psnr and so
-        on of the same view by the tracker's pose of the recorded picture, about which the camera
-        is turned as the true one is (`about`; depths as long as the distances say);
+        on of the same view by the tracker's pose of the recorded picture, the camera turned as the
+        true one is about the point of our head that is the true one's pivot by that similarity
+        (`about`; depths as long as the distances say);
         reenacted_psnr and so on of that view with f_exp-aud of the filmed mouths and the shell of
         the tracked expressions in place of the sound's (self-reenactment: what the field does with
         the right mouth; f_exp-style is the sound's, and nothing is smoothed in time), unless the
@@ -176,6 +177,7 @@ def synthetic(
     lens = cropped(truth["intrinsics"], dataset.meta["crop"], _side(folder))
     tracked = dataset.track["head_to_world"][chosen]
     farther = float(np.median(tracked[:, 2, 3] / filmed_poses[:, 2, 3]))
+    pivot = in_tracked(pivot_of(truth["view_camera_to_world"]), gauge, filmed_poses, tracked)
     figures: Figures = {"views/frames": len(chosen), "views/scale": gauge.scale}
     figures["views/fit_mm"] = 10 * off
     if dataset.meta["synthetic"]:
@@ -188,7 +190,7 @@ def synthetic(
         drawn = _draw(run, replace(speaker, intrinsics=lens), motion, poses, views)
         filmed = front if name == FRONT else see(name)
         series = against(drawn, filmed, gauge.scale)
-        views = about(camera, farther, len(chosen))
+        views = np.broadcast_to(about(camera, pivot), (len(chosen), 4, 4))
         for way, moved in ways.items():
             again = against(_draw(run, speaker, moved, tracked, views), filmed, farther)
             series |= {f"{way}_{key}": values for key, values in again.items()}
@@ -261,15 +263,30 @@ def camera_to_head(gauge: Gauge, head_to_world: np.ndarray, camera: np.ndarray) 
     return cameras.rigid(gauge.rotation @ local[:, :3, :3], place)
 
 
-def about(camera: np.ndarray, farther: float, count: int) -> np.ndarray:
-    """A true camera [4, 4] that turns about the head, for tracked heads: [count, 4, 4].
-
-    Args:
-        farther: how many times farther from the recorded camera the tracker saw the head.
+def pivot_of(moved: np.ndarray) -> np.ndarray:
+    """The point [3] that the recorded camera, at the origin, was turned about to be at each of
+    these [K, 4, 4]; where all turned about one axis the point of it that is nearest to the origin.
     """
-    moved = np.array(camera, np.float32)
-    moved[:3, 3] *= farther
-    return np.broadcast_to(moved, (count, 4, 4))
+    still = (np.eye(3) - moved[:, :3, :3]).reshape(-1, 3)
+    return np.linalg.lstsq(still, moved[:, :3, 3].reshape(-1), rcond=1e-4)[0]
+
+
+def in_tracked(
+    point: np.ndarray, gauge: Gauge, head_to_world: np.ndarray, tracked: np.ndarray
+) -> np.ndarray:
+    """A point [3] that true heads [n, 4, 4] move about, where the tracked heads [n, 4, 4] do.
+
+    Which point of our head is which of the true one's says the gauge; median over the frames.
+    """
+    local = cameras.transform(cameras.inverse(head_to_world), point[None])[:, 0]
+    ours = gauge.scale * local @ gauge.rotation.T + gauge.shift
+    return np.median(cameras.transform(tracked, ours[:, None])[:, 0], 0)
+
+
+def about(camera: np.ndarray, pivot: np.ndarray) -> np.ndarray:
+    """The recorded camera turned as a true one [4, 4] is, but about a pivot [3]: [4, 4]."""
+    turned = camera[:3, :3]
+    return cameras.rigid(turned, pivot - turned @ pivot).astype(np.float32)
 
 
 def cropped(intrinsics: np.ndarray, crop, side: int) -> np.ndarray:

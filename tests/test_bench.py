@@ -106,10 +106,31 @@ def test_a_framework_that_fails_is_left_out_of_the_comparison(monkeypatch):
     times = {"jax": 2.0, "torch": 6.0, "torch_kept": 3.0}
 
     def found(who, what, log):
-        return {"seconds": times[who], "bytes": 10.0 * times[who]} if who in times else {}
+        seconds = times.get(who)
+        return [{"seconds": seconds, "bytes": 10 * seconds}] if seconds else []
 
     monkeypatch.setattr(bench_nerf, "_in_process", found)
     figures = bench_nerf.beside_torch(lambda words: None)
     assert figures["peer/jax/step_times_faster"] == pytest.approx(1.5)
     assert figures["peer/jax/forward_memory_share"] == pytest.approx(2 / 3)
     assert not any("jax_lean" in name or "compiled" in name for name in figures)
+
+
+def test_those_compared_are_measured_again_and_their_medians_count(monkeypatch):
+    times = {"jax": [9.0, 2.0, 2.2], "torch_huge": [4.0, 5.0, 8.0]}
+    times |= {"torch": [6.0], "torch_compiled_kept": [4.4, 4.4, 1.0]}
+    asked = {"forward": [], "step": []}
+
+    def found(who, what, log):
+        asked[what].append(who)
+        seconds = times.get(who, [])[asked[what].count(who) - 1 :][:1]
+        return [{"seconds": s, "bytes": 10 * s} for s in seconds]
+
+    monkeypatch.setattr(bench_nerf, "_in_process", found)
+    figures = bench_nerf.beside_torch(lambda words: None)
+    assert asked["step"][-6:] == ["jax", "torch_huge", "torch_compiled_kept"] * 2
+    assert asked["step"].count("torch") == 1
+    assert figures["peer/jax/step_seconds"] == pytest.approx(2.2)
+    assert figures["peer/jax/step_times_faster"] == pytest.approx(5.0 / 2.2)
+    assert figures["peer/jax/forward_times_faster_than_compiled"] == pytest.approx(2.0)
+    assert figures["peer/jax/step_memory_share_of_compiled"] == pytest.approx(0.5)

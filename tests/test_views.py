@@ -207,19 +207,28 @@ def test_what_is_reenacted_has_the_filmed_mouths_and_the_style_of_the_sound(untr
 
 
 def test_a_camera_about_a_tracked_head_sees_what_the_true_one_sees():
-    """A head that was tracked half as large and half as far away looks the same from all sides."""
-    pose = cameras.head_pose(np.array([0.1, -0.2, 0]), np.array([3.0, -2.0, 80.0]))
-    head = np.random.default_rng(0).normal(size=(20, 3)) * 8
-    recorded = cameras.recorded(np.array([2.2, 2.2, 0.5, 0.5]))
-    true = cameras.orbit(recorded, pose[:3, 3], 35.0, -10.0)
-    small = np.array(pose)
-    small[:3, 3] *= 0.5
-    [ours] = views.about(true.camera_to_world, 0.5, 1)
-    expected, _ = cameras.project(true, cameras.transform(pose, head))
-    found, _ = cameras.project(
-        cameras.Camera(recorded.intrinsics, ours), cameras.transform(small, head / 2)
-    )
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    """A head that was tracked half as large and half as far away looks the same from all sides,
+    wherever on it the two models have their origins."""
+    rng = np.random.default_rng(3)
+    turns = np.array([[0.1, -0.2, 0.0], [0.0, 0.1, 0.1], [-0.1, 0.2, 0.0]])
+    poses = cameras.head_pose(turns, np.array([3.0, -2.0, 80.0]) + np.eye(3))
+    head = rng.normal(size=(20, 3)) * 8
+    gauge = random_gauge(rng)._replace(scale=0.5)
+    back = cameras.rigid(gauge.rotation.T, -gauge.rotation.T @ gauge.shift)
+    tracked = poses.copy()
+    tracked[:, :3, 3] *= 0.5
+    tracked = tracked @ back
+    recorded, pivot = cameras.recorded(LENS), np.array([3.0, -2.5, 80.5])
+    orbits = [cameras.orbit(recorded, pivot, *turn) for turn in ((35.0, -10.0), (0.0, 20.0))]
+    moved_to = np.stack([true.camera_to_world for true in orbits]).astype(np.float64)
+    np.testing.assert_allclose(views.pivot_of(moved_to), pivot, atol=1e-3)
+    ours = views.in_tracked(views.pivot_of(moved_to), gauge, poses, tracked)
+    np.testing.assert_allclose(ours, pivot / 2, atol=1e-3)
+    for true, pose, again in zip(orbits, poses, tracked):
+        expected, _ = cameras.project(true, cameras.transform(pose, head))
+        view = Camera(LENS, views.about(true.camera_to_world, ours))
+        found, _ = cameras.project(view, cameras.transform(again, moved(gauge, head)))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_the_recorded_picture_is_no_turned_view(figures):

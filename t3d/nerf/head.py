@@ -204,12 +204,6 @@ class Head(nn.Module):
         merged = spread(hit.feature, 0.0) + (1 - alpha)[..., None] * self.background
         return Rendering(image=self.upsampler(merged), alpha=alpha, depth=spread(hit.depth, 0.0))
 
-    def surface(self, codes: HeadCodes, view: View, key: jax.Array | None = None):
-        """Opacity and depth [B, capacity] of the view's active rays, and their indices."""
-        rays = int(round(view.guide.near.shape[-1] ** 0.5))
-        batch = view.head_to_world.shape[0]
-        return self.collect(codes, self.latent_of(None, batch), view, rays, key)
-
 
 def capacity_of(active) -> int:
     """Rays to evaluate per image so that no active one of [T, R] is left out.

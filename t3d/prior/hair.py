@@ -73,10 +73,15 @@ def fit(
     return hair.astype(np.float32)
 
 
+def edges(triangles: np.ndarray) -> np.ndarray:
+    """Pairs [E, 2] of vertices that an edge joins, each once."""
+    pairs = np.concatenate([triangles[:, [a, b]] for a, b in ((0, 1), (1, 2), (2, 0))])
+    return np.unique(np.sort(pairs, 1), axis=0)
+
+
 def _laplacian(triangles: np.ndarray, count: int):
     """Of the mesh's graph [V, V]: hᵀ L h is the sum of squared differences along its edges."""
-    pairs = np.concatenate([triangles[:, [a, b]] for a, b in ((0, 1), (1, 2), (2, 0))])
-    pairs = np.unique(np.sort(pairs, 1), axis=0)
+    pairs = edges(triangles)
     both = np.concatenate([pairs, pairs[:, ::-1]])
     near = coo_array((np.ones(len(both)), both.T), (count, count)).tocsr()
     return diags_array(near.sum(1)) - near

@@ -134,7 +134,7 @@ def surface(
         expressed: [V, 3] the shell's vertices in motion.
     """
     vertices = expressed + shell.hairy
-    seen = _draw(shell, vertices, head_to_world, camera, size)
+    seen = draw(shell, vertices, head_to_world, camera, size)
     skin = (shell.hair < BARE)[shell.triangles].all(1)
     # Through the neck the skull is seen from inside: that is no surface of a head.
     head = _faces(shell, vertices, head_to_world, camera) & (np.arange(len(skin)) < shell.solid)
@@ -156,7 +156,7 @@ def expressed(shell: Shell, expression: np.ndarray) -> np.ndarray:
     return shell.neutral + moved.reshape(-1, 3)
 
 
-def _draw(shell, vertices, head_to_world, camera, size, farthest=False) -> raster.Raster:
+def draw(shell, vertices, head_to_world, camera, size, farthest=False) -> raster.Raster:
     uv, depth = cameras.project(camera, cameras.transform(head_to_world, vertices))
     return raster.rasterize(uv * size, depth, shell.triangles, size, size, farthest)
 
@@ -176,8 +176,8 @@ def guide(
     """
     vertices = expressed(shell, expression)
     at = head_to_world, camera, size
-    bare, hull = _draw(shell, vertices, *at), _draw(shell, vertices + shell.outward, *at)
-    back = _draw(shell, vertices + shell.outward, *at, farthest=True).depth
+    bare, hull = draw(shell, vertices, *at), draw(shell, vertices + shell.outward, *at)
+    back = draw(shell, vertices + shell.outward, *at, farthest=True).depth
     depth, skin = surface(shell, vertices, *at)
     hit, inside = bare.triangle >= 0, hull.triangle >= 0
     near = np.where(hit, np.minimum(hull.depth, bare.depth - FACE_MARGIN), hull.depth)

@@ -34,7 +34,8 @@ WINDOW, OVERLAP = 2000, 50  # frames
 TELLING = 2000  # frames that tell how much a head moves by itself
 FEW = 0.01  # share of lost frames that a speaker's constants bear
 COLOUR_FRAMES, PSNR_FRAMES, COLOUR_CHUNK = 48, 120, 64
-PIXELS_WORTH = 0.03  # share of the vertices' colours that err by themselves
+PIXEL_ROUNDS = 2  # the colours are told better where the first round has put the frames
+PIXELS_WORTH = 0.2  # share of the vertices' colours that err by themselves
 LIGHT_CHANGES = 3.0  # frames
 FAR_OFF, LEAST_FAR = 3.0, 0.04  # residuals, times the median and in eye distances, of a lost face
 RIGID = np.array([27, 28, 29, 30, 33, 36, 39, 42, 45])  # nose and eye corners
@@ -89,15 +90,20 @@ def track(
         elif lost.any():
             clip = _without(clip, model, landmarks, shot)
         patch, pictures = appearance.patch_of(model), (images, masks)
-        colours = _colours(patch, clip, fit_frames, pictures)
-        look = partial(_look, patch, colours, pictures)
-        frames, light, *mouth = _join(clip, clip.frames, shot, look, report)
-        covered = occlusion.hidden(*mouth)
-        if covered.any():
-            trusted = clip.trusted & ~covered
-            clip = _without(clip._replace(trusted=trusted), model, landmarks, shot)
-            frames, light, *_ = _join(clip, clip.frames, shot, look, report)
-        clip = clip._replace(frames=frames)
+        for done in range(PIXEL_ROUNDS):
+
+            def part(share: float, done=done) -> None:
+                report(int(70 + 25 * (done + share) / PIXEL_ROUNDS), 100)
+
+            colours = _colours(patch, clip, fit_frames, pictures)
+            look = partial(_look, patch, colours, pictures)
+            frames, light, *mouth = _join(clip, clip.frames, shot, look, part)
+            covered = clip.trusted & occlusion.hidden(*mouth)
+            if covered.any():
+                trusted = clip.trusted & ~covered
+                clip = _without(clip._replace(trusted=trusted), model, landmarks, shot)
+                frames, light, *_ = _join(clip, clip.frames, shot, look, part)
+            clip = clip._replace(frames=frames)
     fitted = _parameters(clip)
     light = gaps.bridge(light.reshape(-1, 27), clip.trusted, shot)
     fitted |= {"albedo": colours.code, "illumination": _steady(light, shot)}
@@ -307,7 +313,7 @@ def _join(clip: _Clip, frames: bundle.Frames, shot: np.ndarray, look=None, repor
         if look:
             *seen, pixels = look(clip, index)
             looks.append([part[kept] for part in seen])
-            report(70 + 25 * min(start + WINDOW, count) // count, 100)
+            report(min(start + WINDOW, count) / count)
         part = _join_window(clip, some, index, pixels)
         joined.append(jax.tree.map(lambda x, kept=kept: x[kept], part))
     frames = jax.tree.map(lambda *x: jnp.concatenate(x), *joined)

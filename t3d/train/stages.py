@@ -17,7 +17,7 @@ import numpy as np
 from t3d import convert
 from t3d import talker as talkers
 from t3d.camera import Camera, recorded
-from t3d.nerf.head import Head, View
+from t3d.nerf.head import Rendering, View
 from t3d.nerf.rays import Guide
 from t3d.peers import headnerf
 from t3d.prior import encoder as encoders
@@ -26,11 +26,11 @@ from t3d.space import action_units, standardize
 from t3d.speech import lipnet, syncnet
 from t3d.speech.disentangle import expression_loss, lip_distance
 from t3d.talker import Motion, Talker
-from t3d.train.trainer import Batch, Frozen, Params, Stage
+from t3d.train.trainer import Batch, Frozen, Stage
 
 GUIDE = ("guide_near", "guide_far", "guide_offset", "guide_active")
 NOVEL = ("novel_camera", "novel_near", "novel_far", "novel_offset", "novel_active")
-NOVEL += ("novel_depth", "novel_skin")
+NOVEL += ("novel_depth", "novel_skin", "novel_colour")
 RENDERED = ("rendered_face", "rendered_face_box", *(f"rendered_{name}" for name in CODES))
 KNOWN = ("face_box", "intrinsics", *CODES)  # of a face, real or rendered
 EMPTY_WEIGHT = 0.2  # of a random view's rays that pass the surface: more hair may be there
@@ -445,6 +445,11 @@ def is_on(weight: Any) -> bool:
     return isinstance(weight, jax.core.Tracer) or bool(weight)
 
 
+def looks_from_elsewhere(nerf: Any) -> bool:
+    """Whether the field also learns what random cameras would see."""
+    return is_on(nerf.geometry_weight) or is_on(nerf.paint_weight)
+
+
 def training_motion(
     config: Any, talker: Talker, frozen: Frozen, batch: Batch, key: jax.Array
 ) -> Motion:
@@ -484,28 +489,37 @@ def feature_weight(batch: Batch, gain: float) -> jax.Array:
     return total / total.mean((1, 2, 3), keepdims=True)
 
 
-def _geometry(head: Head, params: Params, codes, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Opacity and depth against the 3DMM at random cameras: silhouette and depth terms.
+def from_elsewhere(seen: Rendering, batch: Batch, l1_weight: float) -> dict[str, jax.Array]:
+    """Heads at random cameras against the 3DMM: terms of silhouette, depth and paint (colours).
 
     The surface has the hair that the masks' outlines show. Rays that pass it are held empty with a
-    small weight: recorded views say where more hair is, and nothing else may float.
+    small weight: recorded views say where more hair is, and nothing else may float. Its colours are
+    those of `prior.paint`.
     """
-    found, chosen, guide = head.apply(params, codes, novel_view_of(batch), method="surface")
-    depth, skin = (
-        jnp.take_along_axis(batch[f"novel_{name}"], chosen, 1) for name in ("depth", "skin")
-    )
-    hit = (depth > 0) & guide.active
-    weight = jnp.where(hit, 1.0, EMPTY_WEIGHT) * guide.active
-    silhouette = jnp.sum(weight * (hit - found.alpha) ** 2) / jnp.maximum(weight.sum(), 1.0)
-    off = jnp.where(hit, found.depth - depth, 0.0)
-    weight = hit * jnp.where(skin, 1.0, HAIR_WEIGHT)
-    return silhouette, jnp.sum(weight * jnp.minimum(off**2, 1.0)) / jnp.maximum(weight.sum(), 1.0)
+    depth, skin, active = (batch[f"novel_{name}"] for name in ("depth", "skin", "active"))
+    rays = depth.shape[1]
+    alpha, found = seen.alpha.reshape(-1, rays), seen.depth.reshape(-1, rays)
+    hit = (depth > 0) & active
+
+    def mean(weight: jax.Array, value: jax.Array) -> jax.Array:
+        return jnp.sum(weight * value) / jnp.maximum(weight.sum(), 1.0)
+
+    off = jnp.where(hit, found - depth, 0.0)
+    side = seen.alpha.shape[1]
+    image = seen.image.reshape(len(hit), side, -1, side, seen.image.shape[2] // side, 3)
+    error = image.mean((2, 4)).reshape(-1, rays, 3) - batch["novel_colour"] / 255.0
+    return {
+        "silhouette": mean(jnp.where(hit, 1.0, EMPTY_WEIGHT) * active, (hit - alpha) ** 2),
+        "depth": mean(hit * jnp.where(skin, 1.0, HAIR_WEIGHT), jnp.minimum(off**2, 1.0)),
+        "paint": mean(hit, jnp.mean(error**2 + l1_weight * jnp.abs(error), -1)),
+    }
 
 
 def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
     """The radiance field: Eq. 6, and what the 3D prior knows of its geometry."""
     nerf, head = config.nerf, talker.head
-    novel_head = replace(head, capacity=novel_rays(nerf.rays) ** 2)
+    few = novel_rays(nerf.rays)
+    novel_head = replace(head, capacity=few**2, size=config.size * few // nerf.rays)
 
     def init(key, batch):
         motion = Motion(*[jnp.zeros_like(batch["expression"])] * 3)
@@ -531,10 +545,11 @@ def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
         mask = jax.image.resize(batch["mask"][..., 0], seen.alpha.shape, "linear")
         terms["mask"] = jnp.mean((seen.alpha - mask) ** 2)
         total += nerf.mask_weight * terms["mask"]
-        if is_on(nerf.geometry_weight):
-            silhouette, depth = _geometry(novel_head, params, codes, batch)
-            terms |= {"silhouette": silhouette, "depth": depth}
-            total += nerf.geometry_weight * (silhouette + depth)
+        if looks_from_elsewhere(nerf):
+            novel = novel_head.apply(params, codes, novel_view_of(batch))
+            terms |= from_elsewhere(novel, batch, nerf.l1_weight)
+            total += nerf.geometry_weight * (terms["silhouette"] + terms["depth"])
+            total += nerf.paint_weight * terms["paint"]
         if nerf.latent:
             latents = params["params"]["latents"][batch["row"]]
             total += nerf.latent_weight * jnp.mean(latents**2)
@@ -550,7 +565,7 @@ def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
 
     fields = ("image", "mask", "points68", "mel", "expression", "identity", "albedo")
     fields += ("illumination", "intrinsics", "head_to_world", "lip_codes", "oracle_codes", "row")
-    fields += GUIDE + (NOVEL if is_on(nerf.geometry_weight) else ())
+    fields += GUIDE + (NOVEL if looks_from_elsewhere(nerf) else ())
     return Stage("nerf", fields, init, loss, config.stages.nerf, images)
 
 

@@ -49,6 +49,7 @@ def clip():
             blendshapes=prior,
         ),
         rotation=pose[:, :3, :3],
+        depth=translation[:, 2],
         pictures=pictures,
         expression=expression,
     )
@@ -118,6 +119,24 @@ def test_pixels_tell_more_of_the_pose_than_landmarks_do(clip, fitted, monkeypatc
     with_them = fitted["head_to_world"][:, :3, :3]
     errors = [np.mean(degrees_between(r, clip.rotation)) for r in (with_them, without)]
     assert errors[0] < 0.97 * errors[1]
+
+
+def test_pixels_undo_what_landmarks_get_wrong_for_seconds(clip, monkeypatch):
+    """A detector that sees the face grow and shrink by 1 % puts it nearer and farther: no smoothing
+    in time undoes that. Pixels do, and more where their colours come from what they put right."""
+    grown = 1 + 0.01 * np.sin(2 * np.pi * np.arange(FRAMES) / 40)[:, None, None]
+    marks = vars(clip.landmarks).copy()
+    middle = marks["points68"].mean(1, keepdims=True)
+    for name in ("points68", "lips79"):
+        marks[name] = middle + grown * (marks[name] - middle)
+    wobble = {}
+    for rounds, worth in ((1, 0.0), (1, tracker.PIXELS_WORTH), (2, tracker.PIXELS_WORTH)):
+        monkeypatch.setattr(tracker, "PIXELS_WORTH", worth)
+        monkeypatch.setattr(tracker, "PIXEL_ROUNDS", rounds)
+        found = track(clip, SimpleNamespace(**marks))["translation"][:, 2]
+        wobble[rounds, bool(worth)] = np.std(np.log(found / clip.depth))
+    assert wobble[1, True] < 0.8 * wobble[1, False]
+    assert wobble[2, True] < 0.95 * wobble[1, True], wobble
 
 
 @pytest.mark.full

@@ -1,7 +1,5 @@
 """The losses that the stages put together, against their equations written out."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -246,29 +244,37 @@ def test_moved_images_keep_what_they_show_and_are_white_around():
     assert (areas > 0.6).all() and (areas < 1.5).all()
 
 
-def test_random_views_ask_for_the_skins_depth_more_than_for_the_hairs():
+def test_random_views_ask_for_the_skins_depth_more_than_for_the_hairs_and_for_their_colours():
     """Four rays: skin, hair, past the surface, and one that meets nothing."""
     depth = jnp.array([[60.0, 58.0, 0.0, 0.0]])
-    active = jnp.array([[True, True, True, False]])
-    eye = jnp.eye(4)[None]
-    batch = {f"novel_{name}": depth for name in ("near", "far", "depth")}
-    batch |= {"novel_skin": jnp.array([[True, False, False, False]]), "novel_active": active}
-    batch |= {"novel_offset": jnp.zeros((1, 4, 3)), "novel_camera": eye, "head_to_world": eye}
-    batch["intrinsics"] = jnp.ones((1, 4))
+    colour = np.array([[[255, 0, 51], [102, 102, 102], [255] * 3, [255] * 3]], np.uint8)
+    batch = {"novel_depth": depth, "novel_colour": jnp.asarray(colour)}
+    batch["novel_skin"] = jnp.array([[True, False, False, False]])
+    batch["novel_active"] = jnp.array([[True, True, True, False]])
 
-    def terms(alpha, off):
-        found = SimpleNamespace(alpha=jnp.array([alpha]), depth=depth + jnp.array([off]))
-        guide = SimpleNamespace(active=active)
-        head = SimpleNamespace(apply=lambda *_, **__: (found, jnp.arange(4)[None], guide))
-        return stages._geometry(head, None, None, batch)
+    def terms(alpha, off, colour=colour[0] / 255, l1=0.0):
+        pixels = np.kron(np.reshape(colour, (2, 2, 3)), np.ones((2, 2, 1)))
+        pixels[::2] += 0.1  # a ray's four pixels count together
+        pixels[1::2] -= 0.1
+        alpha, found = (
+            jnp.reshape(jnp.array(x), (1, 2, 2)) for x in (alpha, depth[0] + jnp.array(off))
+        )
+        seen = stages.Rendering(image=jnp.asarray(pixels)[None], alpha=alpha, depth=found)
+        return stages.from_elsewhere(seen, batch, l1)
 
     hair, empty = stages.HAIR_WEIGHT, stages.EMPTY_WEIGHT
-    assert terms([1, 1, 0, 0.7], [0, 0, 9, 9]) == (0, 0)
-    _, skin_off = terms([1, 1, 0, 0], [0.5, 0, 0, 0])
-    _, hair_off = terms([1, 1, 0, 0], [0, 0.5, 0, 0])
+    good = terms([1, 1, 0, 0.7], [0, 0, 9, 9])
+    np.testing.assert_allclose([good["silhouette"], good["depth"], good["paint"]], 0, atol=1e-6)
+    skin_off = terms([1, 1, 0, 0], [0.5, 0, 0, 0])["depth"]
+    hair_off = terms([1, 1, 0, 0], [0, 0.5, 0, 0])["depth"]
     np.testing.assert_allclose(skin_off, 0.25 / (1 + hair), rtol=1e-4)
     np.testing.assert_allclose(hair_off, 0.25 * hair / (1 + hair), rtol=1e-4)
-    bald, _ = terms([1, 0, 0, 0], [0, 0, 0, 0])
-    floating, _ = terms([1, 1, 1, 0], [0, 0, 0, 0])
+    bald = terms([1, 0, 0, 0], [0, 0, 0, 0])["silhouette"]
+    floating = terms([1, 1, 1, 0], [0, 0, 0, 0])["silhouette"]
     np.testing.assert_allclose(bald, 1 / (2 + empty), rtol=1e-5)
     np.testing.assert_allclose(floating, empty / (2 + empty), rtol=1e-5)
+    other = colour[0] / 255 - [[0.0] * 3, [0, 0.3, 0], [0.5] * 3, [0.5] * 3]
+    squared = terms([1, 1, 0, 0], [0, 0, 0, 0], other)["paint"]
+    np.testing.assert_allclose(squared, 0.3**2 / 6, rtol=1e-4)
+    both = terms([1, 1, 0, 0], [0, 0, 0, 0], other, 0.5)["paint"]
+    np.testing.assert_allclose(both, 0.3**2 / 6 + 0.5 * 0.3 / 6, rtol=1e-4)
