@@ -35,7 +35,7 @@ def get_config(paper: bool = False) -> ConfigDict:
         points="edge",
         latent=0,
         latent_weight=0.0,
+        geometry_weight=0.0,  # the 3DMM's surface comes with nerf.sampling=shell
         paint_weight=0.0,
-        geometry_weight=0.0,  # the 3DMM's depth comes with nerf.sampling=shell
     )
     return config

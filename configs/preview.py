@@ -1,4 +1,4 @@
-"""A talker that two CPU cores train in 20 to 40 minutes: 128² images of one speaker.
+"""A talker that two CPU cores train in a quarter of an hour: 128² images of one speaker.
 
     t3d train --config preview --data data/cnn2 --workdir runs/cnn2
 

@@ -206,7 +206,7 @@ def field_shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
     }
     return {name: (shape, jnp.float32) for name, shape in floats.items()} | {
         "guide_active": ((rays,), jnp.bool_),
-        **dict.fromkeys(("novel_active", "novel_skin"), ((novel,), jnp.bool_)),
+        **dict.fromkeys(("novel_active", "novel_skin", "novel_painted"), ((novel,), jnp.bool_)),
         "has_render": ((), jnp.bool_),
         "render": ((size, size, 3), jnp.uint8),
         "novel_colour": ((novel, 3), jnp.uint8),

@@ -67,7 +67,7 @@ BATCH = 8  # frames that a pass over a clip computes at once
 TEST_TIME = ("smooth",)  # settings that no training reads
 HEARS_NOISE = ("lip", "prior", "speech")  # stages that learn from noisy sound, too
 NOVEL_YAW, NOVEL_PITCH = 45.0, 20.0  # degrees: random cameras, of terms that nobody filmed
-PAINTED, PAINT_SIZE = 48, 256  # frames that tell the surface's colours, and their most pixels
+PAINTED, PAINT_SIZE = 48, 256  # frames that tell the surface's colours, most pixels of their side
 Arrays = dict[str, np.ndarray]
 
 
@@ -1083,7 +1083,7 @@ class Learner:
             return arrays
         views = _random_views(self.config.seed, speaker, pose)
         novel = guides_of(self.config, speaker, expression, pose, views, stages.novel_rays(rays))
-        novel["colour"] = self._paint(dataset, speaker, expression, pose, views)
+        novel |= self._paint(dataset, speaker, expression, pose, views)
         hit = np.isfinite(novel["depth"])
         novel["depth"] = np.where(hit, novel["depth"], 0.0).astype(np.float32)
         novel["camera"] = views
@@ -1091,8 +1091,8 @@ class Learner:
             arrays[f"novel_{name}"] = self._spread(dataset, frames, novel[name])
         return arrays
 
-    def _paint(self, dataset, speaker, expression, pose, views) -> np.ndarray:
-        """Colours uint8 [N, R, 3] of the speaker's surface, for the rays of random views."""
+    def _paint(self, dataset, speaker, expression, pose, views) -> Arrays:
+        """Of the speaker's surface, for the rays of N random views: colour, painted [N, R, …]."""
         track, size = dataset.track, min(dataset.size, PAINT_SIZE)
         few = _turned(track["head_to_world"], dataset.frames("train"), PAINTED)
         colours = paint.paint(
@@ -1105,12 +1105,13 @@ class Learner:
         )
         side = stages.novel_rays(self.config.nerf.rays)
 
-        def one(frame: int) -> np.ndarray:
+        def one(frame: int) -> tuple[np.ndarray, np.ndarray]:
             camera = Camera(speaker.intrinsics, views[frame])
             return paint.drawn(speaker.shell, colours, expression[frame], pose[frame], camera, side)
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return np.stack(list(pool.map(one, range(len(views)))))
+            drawn = pool.map(one, range(len(views)))
+            return dict(zip(("colour", "painted"), map(np.stack, zip(*drawn)), strict=True))
 
     def _has_render(self, dataset: SpeakerDataset, speaker: Speaker) -> np.ndarray:
         """[T] bool: the frames whose render the space learns from."""

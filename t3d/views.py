@@ -274,9 +274,8 @@ def pivot_of(moved: np.ndarray) -> np.ndarray:
 def in_tracked(
     point: np.ndarray, gauge: Gauge, head_to_world: np.ndarray, tracked: np.ndarray
 ) -> np.ndarray:
-    """A point [3] that true heads [n, 4, 4] move about, where the tracked heads [n, 4, 4] do.
-
-    Which point of our head is which of the true one's says the gauge; median over the frames.
+    """Where a point [3] of the true world lies in the tracked one: carried along with the heads
+    [n, 4, 4] by the gauge, which says what point of ours is which of theirs; median over frames.
     """
     local = cameras.transform(cameras.inverse(head_to_world), point[None])[:, 0]
     ours = gauge.scale * local @ gauge.rotation.T + gauge.shift
@@ -284,7 +283,11 @@ def in_tracked(
 
 
 def about(camera: np.ndarray, pivot: np.ndarray) -> np.ndarray:
-    """The recorded camera turned as a true one [4, 4] is, but about a pivot [3]: [4, 4]."""
+    """The recorded camera turned as a true one [4, 4] is, but about a pivot [3]: [4, 4].
+
+    Both worlds' axes are those of the recorded picture's middle: where a crop lies beside the
+    film's middle, ours are tilted by the angle between the two.
+    """
     turned = camera[:3, :3]
     return cameras.rigid(turned, pivot - turned @ pivot).astype(np.float32)
 

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t3d import camera as cameras
 from t3d import checkpoint, chips, flops, hlo, planning
 from t3d import talker as talkers
 from t3d.cli import main
 from t3d.config import load_config
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.errors import UserError
+from t3d.prior import paint
 from t3d.run import Learner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -320,6 +322,28 @@ def test_the_planned_batch_is_the_one_that_training_feeds(learner, name):
     planned = planning.abstract_batch(learner.config, prepared.stage.fields, size)
     found = {key: (value.shape, value.dtype) for key, value in batch.items()}
     assert found == {key: (value.shape, value.dtype) for key, value in planned.items()}
+
+
+def test_random_views_are_painted_in_the_colours_of_the_frames(learner):
+    """Each frame's own view, of its own surface: drawn again by hand from what the frames show."""
+    [speaker], [dataset] = learner.speakers, learner.datasets
+    learner.prepare("nerf")
+    novel = {n: learner.arrays[f"novel_{n}"][0] for n in ("colour", "painted", "depth", "camera")}
+    frames = dataset.frames("train")[[0, -1]]
+    track, camera = dataset.track, cameras.recorded(speaker.intrinsics)
+    pictures = [np.stack([dataset.picture(f, k) for f in frames]) for k in ("image", "mask")]
+    shown = track["expression"][frames], track["head_to_world"][frames]
+    roughly = paint.paint(speaker.shell, *shown, camera, pictures[0], pictures[1] / 255)
+    for frame in frames:
+        view = cameras.Camera(speaker.intrinsics, novel["camera"][frame])
+        place = track["expression"][frame], track["head_to_world"][frame], view
+        side = int(novel["depth"].shape[1] ** 0.5)
+        drawn, rays = paint.drawn(speaker.shell, roughly, *place, side)
+        np.testing.assert_array_equal(novel["painted"][frame], rays)
+        hit = rays & (novel["depth"][frame] > 0)
+        assert hit.sum() > 10
+        off = np.abs(novel["colour"][frame][hit].astype(float) - drawn[hit])
+        assert np.median(off) < 12, off
 
 
 def test_predicted_and_measured_steps_grow_alike_on_this_cpu(steps, cpu):

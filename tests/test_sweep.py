@@ -11,6 +11,7 @@ from scipy import stats
 
 from t3d import checkpoint, evaluate, measure, plots, sweep, sweep_members, sweep_results, talker
 from t3d import config as configs
+from t3d import run as runs
 from t3d.errors import UserError
 from t3d.train import trainer
 
@@ -251,6 +252,14 @@ def test_the_sweeps_that_come_with_t3d_fit_their_configs(name):
     plain = configs.load_config(f"sweeps/{name}")
     reference = next(c for v, c in zip(variants, made) if v.row == table[-1][1])
     assert reference.stages == plain.stages and reference.seed == plain.seed
+
+
+@pytest.mark.parametrize(
+    "name", ["ablations", "sweeps/fields", "sweeps/learning_rate", "sweeps/seeds"]
+)
+def test_every_variant_that_comes_with_t3d_can_be_trained(name):
+    for variant in sweep_members.variants_of(configs.load_module(name)):
+        runs.check_config(configs.load_config(name, variant.changes))
 
 
 def test_variants_are_named_by_what_they_change_and_rows_leave_the_seed_out():

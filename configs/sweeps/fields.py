@@ -4,7 +4,7 @@
 
 "shell" is the config's own way: learned planes, 16 samples about the 3DMM's surface, which random
 cameras supervise. "box" knows nothing of the 3DMM's surface: 64 samples between two depths, no
-expression undone, no geometry terms. "fourier" encodes points as the paper does.
+expression undone, nothing seen at random cameras. "fourier" encodes points as the paper does.
 Two CPU cores: time and score in docs/benchmarks.md.
 """
 
@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from t3d.configs import ablations, talker
 
+BLIND = ("nerf.geometry_weight=0.0", "nerf.paint_weight=0.0")
 MEMBERS = {
     "shell": (),
-    "box": ("nerf.sampling=uniform", "nerf.samples=64", "nerf.geometry_weight=0.0"),
+    "box": ("nerf.sampling=uniform", "nerf.samples=64", *BLIND),
     "fourier": ("nerf.encoding=fourier",),
 }
 

@@ -40,11 +40,11 @@ class Rendering:
     """An image and what the rays saw.
 
     Attributes:
-        image: [B, size, size, 3] in [0, 1], white outside the head.
+        image: [B, size, size, 3] in [0, 1], white outside the head; or None, not asked for.
         alpha: [B, F, F] opacity of each ray; depth: [B, F, F] cm along the camera's z axis.
     """
 
-    image: jax.Array
+    image: jax.Array | None
     alpha: jax.Array
     depth: jax.Array
 
@@ -179,12 +179,14 @@ class Head(nn.Module):
         view: View,
         frame: jax.Array | None = None,
         key: jax.Array | None = None,
+        image: bool = True,
     ) -> Rendering:
         """Renders the head.
 
         Args:
             codes: [B, …]; view: [B, …] with F² rays each; frame: [B] rows of the latent table, or
-            None for their mean; key: jitters the samples (training).
+            None for their mean; key: jitters the samples (training); image: whether one is wanted,
+            or opacity and depth alone. A map behind the head is resized to other rays than its own.
         """
         rays = int(round(view.guide.near.shape[-1] ** 0.5))
         batch = view.head_to_world.shape[0]
@@ -201,8 +203,14 @@ class Head(nn.Module):
             return full.reshape(batch, rays, rays, *values.shape[2:])
 
         alpha = spread(hit.alpha, 0.0)
-        merged = spread(hit.feature, 0.0) + (1 - alpha)[..., None] * self.background
-        return Rendering(image=self.upsampler(merged), alpha=alpha, depth=spread(hit.depth, 0.0))
+        seen = Rendering(image=None, alpha=alpha, depth=spread(hit.depth, 0.0))
+        if not image:
+            return seen
+        behind = self.background
+        if self.backdrop == "map" and rays != self.rays:
+            behind = jax.image.resize(behind, (rays, rays, behind.shape[-1]), "linear")
+        merged = spread(hit.feature, 0.0) + (1 - alpha)[..., None] * behind
+        return seen.replace(image=self.upsampler(merged))
 
 
 def capacity_of(active) -> int:

@@ -21,7 +21,7 @@ RIM = 5  # pixels: side of the square that has to lie in the mask
 NEARER = 0.3  # cm that a surface has to be in front of a vertex to hide it
 GLANCED, SHOWN = 0.2, 0.5  # cosines of a look under which nothing is told, and from which all is
 ACROSS = 0.02  # of a difference between hair and skin, against one within either
-MIRROR = 0.1  # of a difference between a vertex and its mirror image
+MIRROR = 0.2  # of a difference between a vertex and its mirror image
 APART = 1.0  # cm between a vertex and the mirror image of another that are still a pair
 TOLD = 30.0  # of what a frame shows, against a difference between neighbours
 
@@ -63,8 +63,9 @@ def drawn(
     head_to_world: np.ndarray,
     camera: Camera,
     size: int,
-) -> np.ndarray:
-    """Colours uint8 [size², 3] that the rays of a size × size view meet, white beside the head.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colours uint8 [size², 3] that the rays of a size × size view meet, and which of them [size²]
+    meet any: skin or hair. Mouths, which are another in each frame, and eyes have none.
 
     Args:
         colours: [V, 3] in [0, 1]; expression: [79]; head_to_world: [4, 4]; camera: of the view.
@@ -72,8 +73,13 @@ def drawn(
     vertices = expressed(head, expression) + head.hairy
     seen = draw(head, vertices, head_to_world, camera, size)
     met = raster.interpolate(seen, head.triangles, colours)
-    met = np.where(seen.triangle[..., None] >= 0, met, 1.0)
-    return (255 * met).round().astype(np.uint8).reshape(-1, 3)
+    painted = (seen.triangle >= 0) & _outer(head)[head.triangles].all(1)[seen.triangle]
+    return (255 * met).round().astype(np.uint8).reshape(-1, 3), painted.reshape(-1)
+
+
+def _outer(head: Shell) -> np.ndarray:
+    """[V] bool: skin, with or without hair; not the mouth's inside, teeth or eyes."""
+    return head.normals.any(-1)
 
 
 def _look(head, code, pose, camera, image, mask) -> tuple[np.ndarray, np.ndarray]:
@@ -87,21 +93,21 @@ def _look(head, code, pose, camera, image, mask) -> tuple[np.ndarray, np.ndarray
     front = draw(head, vertices, pose, camera, size).depth
     column, row = np.clip((uv * size).astype(int), 0, size - 1).T
     inside = minimum_filter(mask, RIM, mode="constant")[row, column] > 0.5
-    shown = inside & (depth < front[row, column] + NEARER)
+    shown = inside & (depth < front[row, column] + NEARER) & _outer(head)
     colours = appearance.sample(image[None], uv[None])[0] / 255
     return colours, np.where(shown, np.maximum(cosine, 0.0), 0.0)
 
 
 def _alike(head: Shell):
     """[V, V] sparse: cᵀ A c is what colours cost that differ from a neighbour's or the mirror's."""
-    pairs, weight = hair.edges(head.triangles), 1.0
-    hairy = head.hair >= BARE
-    weight = np.where(hairy[pairs[:, 0]] == hairy[pairs[:, 1]], 1.0, ACROSS)
+    pairs, count = hair.edges(head.triangles), len(head.neutral)
     apart, other = cKDTree(head.neutral).query(head.neutral * [-1, 1, 1])
-    own = np.flatnonzero(apart < APART)
-    both = np.concatenate([pairs, np.stack([own, other[own]], 1)])
-    weight = np.append(weight, np.full(len(own), MIRROR))
-    count = len(head.neutral)
+    own = np.flatnonzero((apart < APART) & (other != np.arange(count)))
+    mirrored = np.unique(np.sort(np.stack([own, other[own]], 1), 1), axis=0)
+    both = np.concatenate([pairs, mirrored])
+    hairy = head.hair >= BARE
+    alike = np.where(hairy[both[:, 0]] == hairy[both[:, 1]], 1.0, ACROSS)
+    weight = alike * np.repeat([1.0, MIRROR], [len(pairs), len(mirrored)])
     near = coo_array((weight, both.T), (count, count)).tocsr()
     near = near + near.T
     return diags_array(np.asarray(near.sum(1)).ravel()) - near

@@ -157,6 +157,9 @@ def expressed(shell: Shell, expression: np.ndarray) -> np.ndarray:
 
 
 def draw(shell, vertices, head_to_world, camera, size, farthest=False) -> raster.Raster:
+    """A shell's vertices [V, 3], wherever they are, in size × size pixels of a camera; `farthest`:
+    what lies behind all else.
+    """
     uv, depth = cameras.project(camera, cameras.transform(head_to_world, vertices))
     return raster.rasterize(uv * size, depth, shell.triangles, size, size, farthest)
 

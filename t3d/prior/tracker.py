@@ -98,8 +98,8 @@ def track(
             colours = _colours(patch, clip, fit_frames, pictures)
             look = partial(_look, patch, colours, pictures)
             frames, light, *mouth = _join(clip, clip.frames, shot, look, part)
-            covered = clip.trusted & occlusion.hidden(*mouth)
-            if covered.any():
+            covered = occlusion.hidden(*mouth)
+            if done == 0 and covered.any():
                 trusted = clip.trusted & ~covered
                 clip = _without(clip._replace(trusted=trusted), model, landmarks, shot)
                 frames, light, *_ = _join(clip, clip.frames, shot, look, part)

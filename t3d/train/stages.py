@@ -30,7 +30,7 @@ from t3d.train.trainer import Batch, Frozen, Stage
 
 GUIDE = ("guide_near", "guide_far", "guide_offset", "guide_active")
 NOVEL = ("novel_camera", "novel_near", "novel_far", "novel_offset", "novel_active")
-NOVEL += ("novel_depth", "novel_skin", "novel_colour")
+NOVEL += ("novel_depth", "novel_skin", "novel_colour", "novel_painted")
 RENDERED = ("rendered_face", "rendered_face_box", *(f"rendered_{name}" for name in CODES))
 KNOWN = ("face_box", "intrinsics", *CODES)  # of a face, real or rendered
 EMPTY_WEIGHT = 0.2  # of a random view's rays that pass the surface: more hair may be there
@@ -437,7 +437,7 @@ def novel_view_of(batch: Batch) -> View:
 
 def novel_rays(rays: int) -> int:
     """Rays per side of a random view."""
-    return max(8, rays // 2)
+    return max(min(8, rays), rays // 2)
 
 
 def is_on(weight: Any) -> bool:
@@ -490,11 +490,15 @@ def feature_weight(batch: Batch, gain: float) -> jax.Array:
 
 
 def from_elsewhere(seen: Rendering, batch: Batch, l1_weight: float) -> dict[str, jax.Array]:
-    """Heads at random cameras against the 3DMM: terms of silhouette, depth and paint (colours).
+    """Heads at random cameras against the 3DMM: terms of silhouette, depth and, of images, paint.
 
     The surface has the hair that the masks' outlines show. Rays that pass it are held empty with a
     small weight: recorded views say where more hair is, and nothing else may float. Its colours are
-    those of `prior.paint`.
+    those of `prior.paint`; mouths and eyes, which move, have none.
+
+    Args:
+        seen: image [B, F k, F k, 3] (or None), alpha, depth [B, F, F]; batch: novel_… [B, F²],
+        novel_colour uint8 [B, F², 3].
     """
     depth, skin, active = (batch[f"novel_{name}"] for name in ("depth", "skin", "active"))
     rays = depth.shape[1]
@@ -505,14 +509,17 @@ def from_elsewhere(seen: Rendering, batch: Batch, l1_weight: float) -> dict[str,
         return jnp.sum(weight * value) / jnp.maximum(weight.sum(), 1.0)
 
     off = jnp.where(hit, found - depth, 0.0)
-    side = seen.alpha.shape[1]
-    image = seen.image.reshape(len(hit), side, -1, side, seen.image.shape[2] // side, 3)
-    error = image.mean((2, 4)).reshape(-1, rays, 3) - batch["novel_colour"] / 255.0
-    return {
+    terms = {
         "silhouette": mean(jnp.where(hit, 1.0, EMPTY_WEIGHT) * active, (hit - alpha) ** 2),
         "depth": mean(hit * jnp.where(skin, 1.0, HAIR_WEIGHT), jnp.minimum(off**2, 1.0)),
-        "paint": mean(hit, jnp.mean(error**2 + l1_weight * jnp.abs(error), -1)),
     }
+    if seen.image is not None:
+        side = seen.alpha.shape[1]
+        image = seen.image.reshape(len(hit), side, -1, side, seen.image.shape[2] // side, 3)
+        error = image.mean((2, 4)).reshape(-1, rays, 3) - batch["novel_colour"] / 255.0
+        each = jnp.mean(error**2 + l1_weight * jnp.abs(error), -1)
+        terms["paint"] = mean(hit & batch["novel_painted"], each)
+    return terms
 
 
 def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
@@ -546,10 +553,12 @@ def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
         terms["mask"] = jnp.mean((seen.alpha - mask) ** 2)
         total += nerf.mask_weight * terms["mask"]
         if looks_from_elsewhere(nerf):
-            novel = novel_head.apply(params, codes, novel_view_of(batch))
+            painted = is_on(nerf.paint_weight)
+            novel = novel_head.apply(params, codes, novel_view_of(batch), image=painted)
             terms |= from_elsewhere(novel, batch, nerf.l1_weight)
             total += nerf.geometry_weight * (terms["silhouette"] + terms["depth"])
-            total += nerf.paint_weight * terms["paint"]
+            if painted:
+                total += nerf.paint_weight * terms["paint"]
         if nerf.latent:
             latents = params["params"]["latents"][batch["row"]]
             total += nerf.latent_weight * jnp.mean(latents**2)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from t3d import planning
 from t3d import talker as talkers
 from t3d.config import load_config
 from t3d.prior import basis
@@ -217,6 +218,7 @@ def test_mouth_map_is_one_in_the_middle_of_the_mouth_and_fades():
         ("nerf.sampling=shel", "shell"),
         ("size=40", "nerf.rays"),
         ("nerf.sampling=uniform", "geometry_weight"),
+        ("nerf.sampling=uniform nerf.geometry_weight=0", "paint_weight"),
         ("lip.deaf_to_images=False", "lip.ears=1"),
         ("lip.ears=0", "1 or more"),
     ],
@@ -226,7 +228,7 @@ def test_a_value_that_fits_no_network_is_named_before_anything_is_written(overri
     from t3d.errors import UserError
 
     with pytest.raises(UserError, match=word):
-        run.train(load_config("tiny", [override]), [], tmp_path / "run")
+        run.train(load_config("tiny", override.split()), [], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -244,6 +246,25 @@ def test_moved_images_keep_what_they_show_and_are_white_around():
     assert (areas > 0.6).all() and (areas < 1.5).all()
 
 
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        ((), {"silhouette", "depth", "paint"}),
+        (("nerf.paint_weight=0",), {"silhouette", "depth"}),
+        (("nerf.geometry_weight=0",), {"silhouette", "depth", "paint"}),
+        (("nerf.geometry_weight=0", "nerf.paint_weight=0"), set()),
+        (("nerf.backdrop=map",), {"silhouette", "depth", "paint"}),
+        (("nerf.rays=4",), {"silhouette", "depth", "paint"}),
+    ],
+)
+def test_random_views_are_looked_at_as_the_weights_say(overrides, told):
+    config = load_config("tiny", list(overrides))
+    made = planning.stages_of(config, rows=4)
+    state, *rest = planning.abstract_arguments(config, made, "nerf", 2)
+    loss, terms = jax.eval_shape(made["nerf"].loss, state.params, *rest, state.step)
+    assert loss.shape == () and {"silhouette", "depth", "paint"} & set(terms) == told
+
+
 def test_random_views_ask_for_the_skins_depth_more_than_for_the_hairs_and_for_their_colours():
     """Four rays: skin, hair, past the surface, and one that meets nothing."""
     depth = jnp.array([[60.0, 58.0, 0.0, 0.0]])
@@ -251,6 +272,7 @@ def test_random_views_ask_for_the_skins_depth_more_than_for_the_hairs_and_for_th
     batch = {"novel_depth": depth, "novel_colour": jnp.asarray(colour)}
     batch["novel_skin"] = jnp.array([[True, False, False, False]])
     batch["novel_active"] = jnp.array([[True, True, True, False]])
+    batch["novel_painted"] = jnp.array([[True, True, True, True]])
 
     def terms(alpha, off, colour=colour[0] / 255, l1=0.0):
         pixels = np.kron(np.reshape(colour, (2, 2, 3)), np.ones((2, 2, 1)))
@@ -278,3 +300,5 @@ def test_random_views_ask_for_the_skins_depth_more_than_for_the_hairs_and_for_th
     np.testing.assert_allclose(squared, 0.3**2 / 6, rtol=1e-4)
     both = terms([1, 1, 0, 0], [0, 0, 0, 0], other, 0.5)["paint"]
     np.testing.assert_allclose(both, 0.3**2 / 6 + 0.5 * 0.3 / 6, rtol=1e-4)
+    batch["novel_painted"] = jnp.array([[True, False, True, True]])  # the other is a mouth
+    np.testing.assert_allclose(terms([1, 1, 0, 0], [0, 0, 0, 0], other)["paint"], 0, atol=1e-6)
