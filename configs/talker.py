@@ -147,6 +147,7 @@ def get_config(paper: bool = False) -> ConfigDict:
         feature_weight=0.0 if paper else 3.0,  # what eyes and mouth weigh more in Eq. 11's L1
         renders=0.0 if paper else 0.5,  # share of the field's own renders among the inputs
         render_every=1,  # training frames from one render to the next
+        filmed_mouths=not paper,  # in those renders; or the sound's, which differ from the frames'
     )
     config.stages = dict(
         sync=stage(20_000, 64, 1e-3),

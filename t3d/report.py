@@ -264,8 +264,8 @@ def notes(figures: Figures) -> list[str]:
             f"Turned views: our head is {figures['views/scale']:.2f} times the true one's size, "
             f"its landmarks at rest are {figures['views/fit_mm']:.1f} mm off the true ones. The "
             "true cameras look at it as that lays it on the true head; tracked pose: they turn "
-            "about what the tracker saw in the recorded picture. The front image is that picture, "
-            "put in place of the view."
+            "about it as the tracker saw it in the recorded picture, about the point that is "
+            "theirs. The front image is that picture, put in place of the view."
         )
     if "views/truth" in figures:
         lines.append(f"Turned views: {figures['views/truth']}.")

@@ -953,9 +953,10 @@ class Learner:
         if name in ("speech", "nerf", "space"):
             made = ["lip_codes", "silent_codes"]
             self._keep(made, ["lip", "prior"], [], partial(self._lip_codes, frozen))
+        if name == "nerf" or (name == "space" and space.filmed_mouths):
+            self._keep(["oracle_codes"], ["prior"], [], partial(self._oracle_codes, frozen))
         if name == "nerf":
             self._need("row", lambda d, s: np.arange(d.num_frames, dtype=np.int32) + s.row)
-            self._keep(["oracle_codes"], ["prior"], [], partial(self._oracle_codes, frozen))
             what = [self.config.seed, nerf.rays, nerf.sampling, nerf.near, nerf.far]
             what += [_digest(s.hair, s.room) for s in self.speakers]
             names = stages.GUIDE + (stages.NOVEL if stages.looks_from_elsewhere(nerf) else ())
@@ -963,7 +964,7 @@ class Learner:
             self.capacity = max(map(capacity_of, self.arrays["guide_active"]))
         if name == "space":
             self._need("has_render", self._has_render)
-            what = [space.render_every, bool(space.renders)]
+            what = [space.render_every, bool(space.renders), bool(space.filmed_mouths)]
             needed = ["lip", "prior", "speech", "nerf"]
             self._keep(["render"], needed, what, partial(self._renders, frozen))
 
@@ -1121,7 +1122,11 @@ class Learner:
         return chosen
 
     def _renders(self, frozen, dataset, speaker) -> Arrays:
-        """The field's own renders of every few training frames, as the space will meet them."""
+        """The field's own renders of every few training frames, as the space will meet them.
+
+        With the mouths that were filmed, what it learns from is what it should keep; the sound's
+        differ from the real frames', and it would learn to flatten them.
+        """
         frames = np.flatnonzero(self._has_render(dataset, speaker))
         if not len(frames):
             size = self.config.size
@@ -1133,7 +1138,8 @@ class Learner:
         styles = in_batches(lambda w: style(frozen, w, identity), windows)
         index = self.datasets.index(dataset)
         fuse = jax.jit(partial(talkers.fuse, self._talker(), frozen))
-        motion = in_batches(fuse, self.arrays["lip_codes"][index][frames], styles)
+        speech = "oracle_codes" if self.config.space.filmed_mouths else "lip_codes"
+        motion = in_batches(fuse, self.arrays[speech][index][frames], styles)
         motion = motion.replace(expression=dataset.track["expression"][frames])
         run = Run(self.workdir, self.config, self._talker(), frozen, self.speakers)
         pose = dataset.track["head_to_world"][frames]
