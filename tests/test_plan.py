@@ -346,6 +346,27 @@ def test_random_views_are_painted_in_the_colours_of_the_frames(learner):
         assert np.median(off) < 12, off
 
 
+@pytest.mark.parametrize("filmed", [True, False])
+def test_the_space_learns_from_renders_with_the_mouths_it_is_told_to(learner, filmed):
+    [speaker], [dataset] = learner.speakers, learner.datasets
+    frozen = learner.prepare("space").training.frozen
+    codes = {name: learner.arrays[name][0] for name in ("oracle_codes", "lip_codes")}
+    learner.config.space.filmed_mouths = filmed
+    learner.config.space.render_every, kept = 20, learner.config.space.render_every
+    drawn = {}
+    try:
+        for changed in (None, *codes):
+            for name, values in codes.items():
+                learner.arrays[name] = [values + 40.0 * (name == changed)]
+            drawn[changed] = learner._renders(frozen, dataset, speaker)["render"]
+    finally:
+        learner.arrays |= {name: [values] for name, values in codes.items()}
+        learner.config.space.update(filmed_mouths=True, render_every=kept)
+    told, other = ("oracle_codes", "lip_codes") if filmed else ("lip_codes", "oracle_codes")
+    assert (drawn[told] != drawn[None]).any()
+    np.testing.assert_array_equal(drawn[other], drawn[None])
+
+
 def test_predicted_and_measured_steps_grow_alike_on_this_cpu(steps, cpu):
     first, last = planning.check_prediction(steps, cpu)
     predicted, measured = last.predicted / first.predicted, last.measured / first.measured
