@@ -38,8 +38,13 @@ TABLES = {
 
 
 def get_config(paper: bool = False) -> ConfigDict:
-    """The preview, with 800 steps of the field and of the space."""
+    """The preview, with 800 steps of the field and of the space.
+
+    The space learns from renders with the sound's mouths: with the entire sound there are no
+    others, and all variants have to learn from the same.
+    """
     config = preview.get_config(paper)
+    config.space.filmed_mouths = False
     config.stages.nerf = talker.stage(800, 2, 5e-3)
     config.stages.space = talker.stage(800, 4, 2e-3)
     return config

@@ -953,7 +953,8 @@ class Learner:
         if name in ("speech", "nerf", "space"):
             made = ["lip_codes", "silent_codes"]
             self._keep(made, ["lip", "prior"], [], partial(self._lip_codes, frozen))
-        if name == "nerf" or (name == "space" and space.filmed_mouths):
+        filmed = space.renders and space.filmed_mouths
+        if name == "nerf" or (name == "space" and filmed):
             self._keep(["oracle_codes"], ["prior"], [], partial(self._oracle_codes, frozen))
         if name == "nerf":
             self._need("row", lambda d, s: np.arange(d.num_frames, dtype=np.int32) + s.row)

@@ -349,6 +349,7 @@ def test_random_views_are_painted_in_the_colours_of_the_frames(learner):
 @pytest.mark.parametrize("filmed", [True, False])
 def test_the_space_learns_from_renders_with_the_mouths_it_is_told_to(learner, filmed):
     [speaker], [dataset] = learner.speakers, learner.datasets
+    learner.arrays.pop("oracle_codes", None)  # a stage may be prepared alone
     frozen = learner.prepare("space").training.frozen
     codes = {name: learner.arrays[name][0] for name in ("oracle_codes", "lip_codes")}
     learner.config.space.filmed_mouths = filmed

@@ -516,7 +516,10 @@ def from_elsewhere(seen: Rendering, batch: Batch, l1_weight: float) -> dict[str,
     if seen.image is not None:
         side = seen.alpha.shape[1]
         image = seen.image.reshape(len(hit), side, -1, side, seen.image.shape[2] // side, 3)
-        error = image.mean((2, 4)).reshape(-1, rays, 3) - batch["novel_colour"] / 255.0
+        # Where our head is not, white is right: colours do not say where there is more of it.
+        there = jax.lax.stop_gradient(alpha)[..., None]
+        wanted = there * (batch["novel_colour"] / 255.0) + 1.0 - there
+        error = image.mean((2, 4)).reshape(-1, rays, 3) - wanted
         each = jnp.mean(error**2 + l1_weight * jnp.abs(error), -1)
         terms["paint"] = mean(hit & batch["novel_painted"], each)
     return terms

@@ -205,6 +205,19 @@ def test_frames_with_wild_landmarks_are_not_trusted_and_bridged(clip, fitted):
     assert away[30:33].max() < 4.0
 
 
+def test_covered_mouths_are_looked_for_once_and_cost_the_others_no_round(clip, monkeypatch):
+    """What a second round finds covered would throw that round away for the whole clip."""
+    asked = []
+
+    def hidden(colours, visible):
+        asked.append(len(colours))
+        return np.arange(len(colours)) == (25 if len(asked) > 1 else -1)
+
+    monkeypatch.setattr(tracker.occlusion, "hidden", hidden)
+    assert track(clip, clip.landmarks)["trusted"].all()
+    assert len(asked) == tracker.PIXEL_ROUNDS
+
+
 def test_a_covered_mouth_is_bridged_though_its_landmarks_look_right(clip, fitted):
     """A detector goes on drawing a mouth where a hand is; here it is even the true one."""
     covered = SimpleNamespace(**vars(clip))
