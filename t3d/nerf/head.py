@@ -108,14 +108,13 @@ class Head(nn.Module):
         view: View,
         rays: int,
         key: jax.Array | None = None,
-    ):
+    ) -> Integral:
         """Evaluates and integrates the selected rays of a rays × rays view.
 
         On several devices the rays are divided among those of the mesh's axis for them.
 
         Returns:
-            The Integral [B, capacity], the index [B, capacity] of each ray in the image, and
-            the guide of those rays.
+            The Integral [B, capacity], of the active rays in their order (`nerf.rays.select`).
         """
         origin, direction = ray_functions.head_rays(view.camera, view.head_to_world, rays)
         chosen = ray_functions.select(view.guide.active, self.capacity)
@@ -143,8 +142,7 @@ class Head(nn.Module):
             density = density.reshape(shape) * guide.active[..., None]
             return integrate(density, features.reshape(*shape, -1), samples.edges, samples.stretch)
 
-        hit = self._in_pieces(shade, (guide, direction, place), batch)
-        return hit, chosen, guide
+        return self._in_pieces(shade, (guide, direction, place), batch)
 
     def _in_pieces(self, shade: Callable, rays: tuple, batch: int) -> Integral:
         """shade(rays) [B, capacity, …], so many rays at a time that `chunk` points are evaluated.
@@ -190,7 +188,7 @@ class Head(nn.Module):
         """
         rays = int(round(view.guide.near.shape[-1] ** 0.5))
         batch = view.head_to_world.shape[0]
-        hit, _, _ = self.collect(codes, self.latent_of(frame, batch), view, rays, key)
+        hit = self.collect(codes, self.latent_of(frame, batch), view, rays, key)
         # Each ray looks up its own result by its rank among the active ones.
         rank = jnp.cumsum(view.guide.active, -1) - 1
         known = view.guide.active & (rank < self.capacity)
