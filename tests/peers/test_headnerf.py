@@ -150,7 +150,7 @@ def test_its_field_and_image_of_two_heads(golden, golden_weights):
     @jax.jit
     def see(params):
         none = jnp.zeros((2, 0))
-        hit, _, _ = head.apply(params, who, none, view, 16, method="collect")
+        hit = head.apply(params, who, none, view, 16, method="collect")
         field = {"params": params["params"]["field"]}
         return (
             head.apply(params, who, view),
