@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from t3d.codes import HeadCodes
-from t3d.nerf.dense import Dense, matmul
+from t3d.nerf.dense import Dense, matmul, relu
 
 
 def fourier_features(points: jax.Array, octaves: int, pi: bool = False) -> jax.Array:
@@ -84,11 +84,31 @@ class Product(nn.Module):
         return matmul(x, (first @ second).astype(self.dtype)) + shift.astype(self.dtype)
 
 
+class Last(nn.Module):
+    """The last dense layer, of a point or of a weighted sum of points.
+
+    Attributes:
+        width: of its results.
+    """
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, weight: jax.Array | float = 1.0) -> jax.Array:
+        """Σ w x [..., C] and Σ w [...] -> Σ w (x W + b) [..., width]."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        product = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        return product.astype(jnp.float32) + jnp.asarray(weight)[..., None] * bias
+
+
 class Field(nn.Module):
     """F_θ: points and codes to a feature z and a density σ (Eq. 4), sized like HeadNeRF's.
 
     Codes enter a layer once per image, not once per point; layers without a nonlinearity between
-    them are multiplied into one.
+    them are multiplied into one; the last layer, which is linear as is Eq. 5's integral, is applied
+    once per ray, to the integral of what enters it.
 
     Attributes:
         width, depth: of the MLP; the input is concatenated again after layer `skip`.
@@ -126,18 +146,28 @@ class Field(nn.Module):
         planes = TriPlanes(self.resolutions, self.channels, name="planes")(unit)
         return jnp.concatenate([planes, unit], -1)
 
-    @nn.compact
+    def setup(self):
+        self.out = Last(self.features, self.dtype)
+
     def __call__(
         self, points: jax.Array, codes: HeadCodes, latent: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Evaluates the field.
+        """Features z [B, …, features] and density σ [B, …] of points, as `shade` takes them."""
+        colour, density = self.shade(points, codes, latent)
+        return self.out(colour), density
+
+    @nn.compact
+    def shade(
+        self, points: jax.Array, codes: HeadCodes, latent: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Evaluates the field up to its last layer, `out`.
 
         Args:
-            points: [B, N, 3] cm in the head's frame; codes: [B, …]; latent: [B, L] what is not
+            points: [B, …, 3] cm in the head's frame; codes: [B, …]; latent: [B, L] what is not
                 speech (L may be 0).
 
         Returns:
-            features z [B, N, features] and density σ [B, N] (per cm, at least 0).
+            what enters the last layer [B, …, C] and density σ [B, …] (per cm, at least 0).
         """
         encoded = self._encode(points).astype(self.dtype)
         shape = jnp.concatenate([self.code_scale * codes.shape_codes(), latent], -1)
@@ -148,24 +178,23 @@ class Field(nn.Module):
 
         def once(name: str, code: jax.Array, width: int) -> jax.Array:
             layer = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
-            return layer(code)[:, None]
+            return jnp.expand_dims(layer(code), range(1, points.ndim - 1))
 
-        hidden = nn.relu(dense("layer_0", self.width)(encoded) + once("codes_0", shape, self.width))
+        hidden = relu(dense("layer_0", self.width)(encoded) + once("codes_0", shape, self.width))
         for i in range(1, self.depth):
             if i == self.skip + 1:
                 again = dense(f"input_{i}", self.width, bias=False)(encoded)
                 again = again + once(f"codes_{i}", shape, self.width)
             else:
                 again = 0.0
-            hidden = nn.relu(dense(f"layer_{i}", self.width)(hidden) + again)
-        positive = nn.relu if self.density == "relu" else nn.softplus
+            hidden = relu(dense(f"layer_{i}", self.width)(hidden) + again)
+        positive = relu if self.density == "relu" else nn.softplus
         density = positive(dense("density", 1)(hidden)[..., 0].astype(jnp.float32))
         width = self.colour or max(self.width // 2, self.features)
         if self.looks == "feature":
             colour = dense("feature", self.width)(hidden) + once("looks", looks, self.width)
-            colour = dense("colour", width)(nn.relu(colour))
+            colour = dense("colour", width)(relu(colour))
         else:
             colour = Product(self.width, width, self.dtype, name="feature_colour")(hidden)
             colour = colour + once("looks", looks, width)
-        colour = nn.relu(colour)
-        return dense("out", self.features)(colour).astype(jnp.float32), density
+        return relu(colour).astype(jnp.float32), density

@@ -12,14 +12,12 @@ from flax import struct
 from t3d.camera import Camera
 from t3d.codes import HeadCodes
 from t3d.nerf import rays as ray_functions
-from t3d.nerf.dense import SAVED
 from t3d.nerf.field import Field
 from t3d.nerf.integral import Integral, integrate
 from t3d.nerf.rays import Guide
 from t3d.nerf.upsampler import Upsampler
 
-_POLICIES = {"cheap": jax.checkpoint_policies.save_only_these_names(SAVED), "all": None}
-REMAT = ("none", *_POLICIES)
+REMAT = ("none", "all")
 
 
 @struct.dataclass
@@ -62,8 +60,8 @@ class Head(nn.Module):
         spread: of the upsampler.
         chunk: points that are evaluated at once, over the batch and all devices, 0 for all: bounds
             the memory of large images.
-        remat: what backpropagation computes anew instead of keeping it: 'none'; 'cheap', all but
-            the products of matrices; 'all', for the least memory.
+        remat: what backpropagation computes anew instead of keeping it: 'none'; or 'all' of F_θ
+            and the integral, for the least memory.
     """
 
     field: Field
@@ -137,12 +135,12 @@ class Head(nn.Module):
             samples = ray_functions.sample(
                 origin, direction, guide, head.samples, place, head.points
             )
-            features, density = head.field(samples.points.reshape(batch, -1, 3), codes, latent)
-            shape = samples.points.shape[:-1]
-            density = density.reshape(shape) * guide.active[..., None]
-            return integrate(density, features.reshape(*shape, -1), samples.edges, samples.stretch)
+            features, density = head.field.shade(samples.points, codes, latent)
+            density = density * guide.active[..., None]
+            return integrate(density, features, samples.edges, samples.stretch)
 
-        return self._in_pieces(shade, (guide, direction, place), batch)
+        hit = self._in_pieces(shade, (guide, direction, place), batch)
+        return hit.replace(feature=self.field.out(hit.feature, hit.alpha))
 
     def _in_pieces(self, shade: Callable, rays: tuple, batch: int) -> Integral:
         """shade(rays) [B, capacity, …], so many rays at a time that `chunk` points are evaluated.
@@ -152,8 +150,8 @@ class Head(nn.Module):
         least = -(-batch * self.capacity * self.samples // self.chunk) if self.chunk else 1
         pieces = next(n for n in range(min(least, self.capacity), self.capacity + 1)
                       if self.capacity % n == 0)  # fmt: skip
-        if self.remat != "none":  # outside a loop XLA would merge what is computed twice
-            shade = nn.remat(shade, policy=_POLICIES[self.remat], prevent_cse=pieces == 1)
+        if self.remat == "all":  # outside a loop XLA would merge what is computed twice
+            shade = nn.remat(shade, prevent_cse=pieces == 1)
         if pieces == 1:
             return shade(self, rays)
 

@@ -8,14 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t3d.nerf.dense import Dense
+from t3d.nerf.dense import Dense, matmul
 
 
-def pixel_shuffle(x: jax.Array) -> jax.Array:
-    """[B, H, W, 4C] -> [B, 2H, 2W, C]; channel 4c + 2i + j goes to row i, column j."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, c // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
-    return x.reshape(b, 2 * h, 2 * w, c // 4)
+def _by_corner(x: jax.Array) -> jax.Array:
+    """[..., 4C] -> [..., 4, C]: what a pixel shuffle sends to each corner of the new pixels.
+
+    Channel 4c + 2i + j is channel c at row i, column j (PyTorch's order).
+    """
+    return x.reshape(*x.shape[:-1], -1, 4).swapaxes(-1, -2)
 
 
 def _along(x: jax.Array, axis: int, first: list[list[float]]) -> jax.Array:
@@ -68,6 +69,30 @@ def double(x: jax.Array) -> jax.Array:
     return blur(jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear"))
 
 
+class Corners(nn.Module):
+    """A dense layer before a pixel shuffle, whose results come corner by corner.
+
+    So that the layers after it read channels that lie together, and pixels move only when they have
+    become few: kernel and bias, in PyTorch's order, are reordered in place of what they make.
+
+    Attributes:
+        channels: of each corner.
+    """
+
+    channels: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., 4, channels]."""
+        width = 4 * self.channels
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], width))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        kernel = _by_corner(kernel).reshape(-1, width).astype(self.dtype)
+        y = matmul(x, kernel).reshape(*x.shape[:-1], 4, self.channels)
+        return y + _by_corner(bias).astype(self.dtype)
+
+
 class Upsampler(nn.Module):
     """H_u: log2(size / rays) blocks of 1×1 convolutions (dots) and pixel shuffles.
 
@@ -93,13 +118,16 @@ class Upsampler(nn.Module):
         return nn.sigmoid(rgb.astype(jnp.float32))
 
     def _block(self, x: jax.Array, i: int) -> jax.Array:
-        channels = x.shape[-1]
-
-        def dense(width: int, name: str) -> nn.Module:
-            return Dense(width, dtype=self.dtype, name=f"{name}_{i}")
-
-        wide = nn.leaky_relu(dense(2 * channels, "widen")(x), 0.2)
-        wide = nn.leaky_relu(dense(4 * channels, "shuffle")(wide), 0.2)
-        kept = jnp.tile(x, 4) if self.spread == "tile" else jnp.repeat(x, 4, -1)
-        x = dense(max(channels // 2, 32), "narrow")(pixel_shuffle(wide + kept))
+        batch, height, width, channels = x.shape
+        narrow = max(channels // 2, 32)
+        wide = Dense(2 * channels, dtype=self.dtype, name=f"widen_{i}")(x)
+        corners = Corners(channels, self.dtype, name=f"shuffle_{i}")
+        wide = nn.leaky_relu(corners(nn.leaky_relu(wide, 0.2)), 0.2)
+        if self.spread == "tile":
+            kept = _by_corner(jnp.tile(x, 4))
+        else:
+            kept = x[..., None, :]
+        x = Dense(narrow, dtype=self.dtype, name=f"narrow_{i}")(wide + kept)
+        x = x.reshape(batch, height, width, 2, 2, narrow).swapaxes(2, 3)
+        x = x.reshape(batch, 2 * height, 2 * width, narrow)
         return nn.leaky_relu(blur(x), 0.2)  # both are linear: fewer channels are blurred

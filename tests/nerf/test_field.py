@@ -66,6 +66,19 @@ def test_a_point_does_not_feel_its_neighbours_nor_their_order(field):
         np.testing.assert_allclose(a, b[:, ::-1], atol=1e-5)
 
 
+def test_the_last_layer_of_a_weighted_sum_is_the_weighted_sum_of_its_results(field):
+    field, params, points = field
+    params = jax.tree.map(lambda x: x + 0.1, params)  # biases begin at zero
+    colour, density = field.apply(params, points, head(0), jnp.zeros((2, 3)), method="shade")
+    feature, same = field.apply(params, points, head(0), jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(density, same)
+    share = jax.random.uniform(jax.random.key(2), density.shape)
+    summed = jnp.einsum("bn,bnc->bc", share, colour)
+    out = field.apply(params, summed, share.sum(1), method=lambda field, *args: field.out(*args))
+    want = jnp.einsum("bn,bnc->bc", share, feature)
+    np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_are_finite_at_extreme_codes_and_far_points(field):
     field, params, _ = field
     extreme = jax.tree.map(lambda x: 100 * x, head(0))

@@ -6,15 +6,39 @@ import numpy as np
 import pytest
 from scipy.ndimage import convolve
 
-from t3d.nerf.upsampler import Upsampler, blur, double, pixel_shuffle
+from t3d.nerf.upsampler import Upsampler, blur, double
 
 
-def test_pixel_shuffle_puts_channel_4c_2i_j_at_row_i_column_j():
-    x = np.random.default_rng(0).normal(size=(1, 2, 3, 8)).astype(np.float32)
-    y = np.asarray(pixel_shuffle(jnp.asarray(x)))
-    assert y.shape == (1, 4, 6, 2)
-    for h, w, c, i, j in np.ndindex(2, 3, 2, 2, 2):
-        assert y[0, 2 * h + i, 2 * w + j, c] == x[0, h, w, 4 * c + 2 * i + j]
+def pixel_shuffle(x):
+    """torch.nn.PixelShuffle(2): channel 4c + 2i + j goes to row i, column j."""
+    b, h, w, c = x.shape
+    y = np.empty((b, 2 * h, 2 * w, c // 4), x.dtype)
+    for i, j in np.ndindex(2, 2):
+        y[:, i::2, j::2] = x[..., 2 * i + j :: 4]
+    return y
+
+
+@pytest.mark.parametrize("spread", ["tile", "nearest"])
+def test_a_block_shuffles_pixels_before_it_narrows(spread):
+    rng = np.random.default_rng(3)
+    up = Upsampler(16, spread=spread)
+    params = up.init(jax.random.key(0), jnp.zeros((1, 8, 8, 6)))["params"]
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    x = rng.normal(size=(2, 8, 8, 6)).astype(np.float32)
+
+    def dense(name, x):
+        return x @ np.asarray(params[name]["kernel"]) + np.asarray(params[name]["bias"])
+
+    def leaky(x):
+        return np.where(x > 0, x, 0.2 * x)
+
+    wide = leaky(dense("shuffle_0", leaky(dense("widen_0", x))))
+    kept = np.tile(x, 4) if spread == "tile" else np.repeat(x, 4, -1)
+    small = leaky(np.asarray(blur(dense("narrow_0", pixel_shuffle(wide + kept)))))
+    rgb = np.asarray(double(dense("rgb_in", x))) + dense("rgb_0", small)
+    want = 1 / (1 + np.exp(-rgb.astype(np.float64)))
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(up.apply({"params": params}, x), want, atol=1e-4)
 
 
 def test_blur_is_a_binomial_filter_with_mirrored_borders():
