@@ -45,8 +45,7 @@ class Bank:
 
     Attributes:
         mean [P, 3], expression [K, P, 3]: of the P = 130 + 17 C vertices.
-        shape: [N, P, 3] the 100 identity vectors, then smooth deviations, each of unit deviation,
-            and last how much farther forwards than their mean the points lie, of 1 in 1.
+        shape: [N, P, 3] the 100 identity vectors, then smooth deviations, each of unit deviation.
         candidates: C, vertices that each landmark of the jaw line may be: from its own forwards.
     """
 
@@ -159,14 +158,11 @@ def make_bank(model: MorphableModel) -> Bank:
     used = np.concatenate(
         [np.asarray(model.landmarks68)[INNER], np.asarray(model.lips79), jaw.reshape(-1)]
     )
-    points = np.asarray(model.mean)[used]
-    depth = np.zeros((1, len(used), 3))
-    depth[..., 2] = points[:, 2] - points[:FIXED, 2].mean()
-    fields = [model.identity_basis[:, used], deviations(points), depth]
+    field = deviations(np.asarray(model.mean)[used])
     moving = 1 + np.flatnonzero(np.asarray(model.expression_basis).any((1, 2))).max()
     return Bank(
-        mean=jnp.asarray(points, jnp.float32),
-        shape=jnp.asarray(np.concatenate(fields), jnp.float32),
+        mean=jnp.asarray(model.mean[used], jnp.float32),
+        shape=jnp.asarray(np.concatenate([model.identity_basis[:, used], field]), jnp.float32),
         expression=jnp.asarray(model.expression_basis[:moving, used], jnp.float32),
         candidates=jaw.shape[1],
     )
@@ -347,49 +343,6 @@ def pixel_equations(rest, expression, kappa, frames, left, slope, weight):
     return matrix, side
 
 
-class Shaped(NamedTuple):
-    """Normal equations of pixels: of the frames, matrix [T, N, N] and side [T, N]; between them and
-    the identity, cross [T, N, 100]; of the identity, ours [100, 100] and our_side [100]."""
-
-    matrix: Array
-    side: Array
-    cross: Array
-    ours: Array
-    our_side: Array
-
-
-@jax.jit
-def shape_equations(rest, basis, expression, kappa, frames, left, slope, weight) -> Shaped:
-    """The same with the identity, as far as parallax tells it.
-
-    What a point's colour is, is for all frames to say: only how far it moves between them counts,
-    so each point's mean over the frames is taken out of its residuals and of their derivatives by
-    the identity.
-
-    Args:
-        basis: [100, V, 3] identity vectors; the others as of `pixel_equations`.
-    """
-    world, uv, below = _placed(rest, expression, kappa, frames)
-    by_rigid, turned = _derivatives(world, uv, below, frames, kappa)
-    by_expression = jnp.einsum("tvcd,kvd->tvck", turned, expression)
-    by_frame = slope @ jnp.concatenate([by_rigid, by_expression], -1)
-    by_shape = slope @ jnp.einsum("tvcd,kvd->tvck", turned, basis)
-    whole = jnp.maximum(weight.sum(0), 1e-9)
-    left = left - (jnp.einsum("tv,tvi->vi", weight, left) / whole[:, None])
-    by_shape = by_shape - jnp.einsum("tv,tvis->vis", weight, by_shape) / whole[:, None, None]
-    root = jnp.sqrt(weight)[..., None]
-    left = (root * left).reshape(len(left), -1)
-    by_frame = (root[..., None] * by_frame).reshape(*left.shape, -1)
-    by_shape = (root[..., None] * by_shape).reshape(*left.shape, -1)
-    return Shaped(
-        matrix=jnp.einsum("trn,trm->tnm", by_frame, by_frame),
-        side=jnp.einsum("trn,tr->tn", by_frame, left),
-        cross=jnp.einsum("trn,trs->tns", by_frame, by_shape),
-        ours=jnp.einsum("trs,trq->sq", by_shape, by_shape),
-        our_side=jnp.einsum("trs,tr->s", by_shape, left),
-    )
-
-
 def cost(bank, shared, frames, seen, noise, bounded) -> Array:
     """[T] what Gauss-Newton makes small: robust squares of the landmarks' residuals and priors."""
     left = _left(chosen_points(bank, shared, frames, seen), seen, noise)
@@ -412,12 +365,8 @@ def moved(frames: Frames, step: Array) -> Frames:
 
 
 @jax.jit
-def shared_step(bank, shared, frames, seen, noise, bounded, worth, damping, pixels=None):
-    """One damped step of everything; also the deviation of kappa.
-
-    Args:
-        worth: of a frame, as of `fit_shared`; pixels: Shaped equations to be added, or None.
-    """
+def _shared_step(bank, shared, frames, seen, noise, bounded, worth, damping):
+    """One damped step of everything; also the deviation of kappa."""
     rows = linearise(bank, shared, frames, seen, noise, True)
     gradient, curvature = _expression_prior(frames, seen, noise, bounded)
     matrix = jnp.einsum("trn,trm->tnm", rows.frame, rows.frame)
@@ -432,12 +381,6 @@ def shared_step(bank, shared, frames, seen, noise, bounded, worth, damping, pixe
     ours = jnp.einsum("trs,trq->sq", rows.shared, rows.shared)
     ours = ours + jnp.diag(prior * (1 + damping))
     our_side = -jnp.einsum("trs,tr->s", rows.shared, rows.value) - prior * at
-    if pixels is not None:
-        known = slice(len(pixels.our_side))
-        matrix, side = matrix + pixels.matrix, side + pixels.side
-        cross = cross.at[:, :, known].add(pixels.cross)
-        ours = ours.at[known, known].add(pixels.ours)
-        our_side = our_side.at[known].add(pixels.our_side)
 
     factor = jax.scipy.linalg.cho_factor(matrix, lower=True)
     solved = jax.scipy.linalg.cho_solve(factor, jnp.append(cross, side[..., None], -1))
@@ -500,7 +443,9 @@ def fit_shared(
     worth, damping = jnp.float32(min(1.0, INDEPENDENT / len(frames.place))), 1e-2
     now = float(_total(bank, shared, frames, seen, noise, bounded, worth))
     for step in range(SHARED_STEPS):
-        new, new_frames, _ = shared_step(bank, shared, frames, seen, noise, bounded, worth, damping)
+        new, new_frames, _ = _shared_step(
+            bank, shared, frames, seen, noise, bounded, worth, damping
+        )
         then = float(_total(bank, new, new_frames, seen, noise, bounded, worth))
         if then < now:
             shared, frames, now, damping = new, new_frames, then, max(damping / 5, 1e-5)
@@ -510,7 +455,7 @@ def fit_shared(
             noise = _learned(bank, shared, frames, seen, noise, eyes)
             now = float(_total(bank, shared, frames, seen, noise, bounded, worth))
         progress((step + 1) / SHARED_STEPS)
-    *_, deviation = shared_step(bank, shared, frames, seen, noise, bounded, worth, 0.0)
+    *_, deviation = _shared_step(bank, shared, frames, seen, noise, bounded, worth, 0.0)
     return shared, frames, noise, float(deviation)
 
 

@@ -29,7 +29,6 @@ JAW = slice(0, 17)
 NAMED_NOISE = 0.3  # σ by which a detector's blendshape weights are off
 SHARED_FRAMES = 200  # that a speaker's constants are fitted on
 CHUNK = 256
-HELD = 1e-4  # deviation of what may not move
 JOINED_STEPS = 3
 WINDOW, OVERLAP = 2000, 50  # frames
 TELLING = 2000  # frames that tell how much a head moves by itself
@@ -37,10 +36,6 @@ FEW = 0.01  # share of lost frames that a speaker's constants bear
 COLOUR_FRAMES, PSNR_FRAMES, COLOUR_CHUNK = 48, 120, 64
 PIXEL_ROUNDS = 2  # the colours are told better where the first round has put the frames
 PIXELS_WORTH = 0.2  # share of the vertices' colours that err by themselves
-SHAPE_FRAMES, SHAPE_STEPS = 96, 6  # that pixels tell the shape in; fewer than the least tell none
-LEAST_SHAPE_FRAMES = 8
-PARALLAX_WORTH = 0.3  # frames without common errors that tell as much of a shape as all of them do
-STRETCHED = 0.3  # deviation of how much deeper or flatter a detector's faces are
 LIGHT_CHANGES = 3.0  # frames
 FAR_OFF, LEAST_FAR = 3.0, 0.04  # residuals, times the median and in eye distances, of a lost face
 RIGID = np.array([27, 28, 29, 30, 33, 36, 39, 42, 45])  # nose and eye corners
@@ -109,8 +104,6 @@ def track(
                 clip = _without(clip._replace(trusted=trusted), model, landmarks, shot)
                 frames, light, *_ = _join(clip, clip.frames, shot, look, part)
             clip = clip._replace(frames=frames)
-            if done == 0:
-                clip = _shaped(patch, clip, fit_frames, pictures)
     fitted = _parameters(clip)
     light = gaps.bridge(light.reshape(-1, 27), clip.trusted, shot)
     fitted |= {"albedo": colours.code, "illumination": _steady(light, shot)}
@@ -210,7 +203,7 @@ def _fit_landmarks(model, landmarks, found, shot, fit_frames, doubt, report) -> 
         jaw=jnp.full(17, 0.08 * eyes),
         gap=jnp.float32(0.008 * eyes),
         expression=jnp.full(moving, NAMED_NOISE if named else 1.0),
-        shape=jnp.ones(len(bank.shape)).at[-1].set(HELD),
+        shape=jnp.ones(len(bank.shape)),
         kappa=jnp.float32(KAPPA_TOLD),
         kappa_mean=jnp.float32(1 / FOCAL_PRIOR),
     )
@@ -225,8 +218,8 @@ def _fit_landmarks(model, landmarks, found, shot, fit_frames, doubt, report) -> 
     # From here on the model alone: its identity takes over what the deviations explained.
     identity = jnp.arange(len(bank.shape)) < IDENTITY_DIM
     held = learned.replace(
-        shape=jnp.where(identity, 1.0, HELD),
-        kappa=jnp.float32(HELD),
+        shape=jnp.where(identity, 1.0, 1e-4),
+        kappa=jnp.float32(1e-4),
         kappa_mean=jnp.float32(kappa),
     )
     start = bundle.Shared(jnp.where(identity, shared.shape, 0.0), held.kappa_mean)
@@ -382,49 +375,13 @@ def _spread(frames: np.ndarray, count: int) -> np.ndarray:
     return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)]
 
 
-def _surface(patch, clip: _Clip) -> tuple[jax.Array, jax.Array]:
-    """The patch's points at rest [V, 3] and the expressions' vectors [K, V, 3] there."""
-    identity = np.asarray(clip.shared.shape[:IDENTITY_DIM])
-    rest = patch.model.mean + np.tensordot(identity, patch.model.identity_basis, 1)
-    moving = patch.model.expression_basis[: len(clip.bounded), patch.at]
-    return jnp.asarray(rest[patch.at], jnp.float32), jnp.asarray(moving, jnp.float32)
-
-
-def _shaped(patch, clip: _Clip, fit_frames, pictures) -> _Clip:
-    """The same with the shape that pixels tell: near parts of a turning head move farther.
-
-    Detectors' landmarks hardly say so, for they know how deep faces usually are, and put what turns
-    away where it would be then; where they lie on this face is found anew, too, how flat they take
-    it to be among it. Colours, poses of some frames and the shape are told by turns.
-    """
-    usable = fit_frames[clip.trusted[fit_frames]]
-    some = _spread(usable, SHAPE_FRAMES)
-    if len(some) < LEAST_SHAPE_FRAMES:
-        return clip
-    noise = clip.noise.replace(shape=jnp.ones(len(clip.bank.shape)).at[-1].set(STRETCHED))
-    basis = jnp.asarray(patch.model.identity_basis[:, patch.at], jnp.float32)
-    seen = jax.tree.map(lambda x: x[some], clip.seen)
-    worth = jnp.float32(min(1.0, PARALLAX_WORTH / len(some)))
-    for _ in range(SHAPE_STEPS):
-        views = appearance.look(patch, _parameters(clip), some, *pictures, slopes=True)
-        left, weight = appearance.surprise(appearance.fit(patch, views), views)
-        told = [jnp.asarray(part, jnp.float32) for part in (left, views.slope, weight)]
-        rest, moving = _surface(patch, clip)
-        frames = jax.tree.map(lambda x: x[some], clip.frames)
-        pixels = bundle.shape_equations(rest, basis, moving, clip.shared.kappa, frames, *told)
-        shared, frames, _ = bundle.shared_step(
-            clip.bank, clip.shared, frames, seen, noise, clip.bounded, worth, 1e-4, pixels
-        )
-        frames = jax.tree.map(lambda all, new: all.at[some].set(new), clip.frames, frames)
-        clip = clip._replace(shared=shared, frames=frames)
-    return clip
-
-
 def _look(patch, colours, pictures, clip: _Clip, frames: np.ndarray):
     """The frames' light [n, 9, 3], colours [n, M, 3] and visible [n, M] of what is about the mouth
     (nothing in frames that are not trusted), and equations [n, N, N], [n, N] of their pixels."""
     fitted, count = _parameters(clip), len(frames)
-    surface = _surface(patch, clip)
+    rest = patch.model.mean + np.tensordot(fitted["identity"], patch.model.identity_basis, 1)
+    surface = rest[patch.at], patch.model.expression_basis[: len(clip.bounded), patch.at]
+    surface = [jnp.asarray(part, jnp.float32) for part in surface]
     seen, equations = [], []
     for start in range(0, count, COLOUR_CHUNK):
         # one shape for all

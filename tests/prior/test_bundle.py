@@ -78,47 +78,6 @@ def test_pixel_equations_are_those_of_the_colours_differences(problem):
     np.testing.assert_allclose(side, true[1], atol=1e-4 * np.abs(true[1]).max())
 
 
-def test_shape_equations_know_what_moves_between_frames_and_nothing_else(problem):
-    """As above, with colours that are free: each point's own, the same in all frames."""
-    bank, shared, frames, _, _ = problem
-    rng = np.random.default_rng(5)
-    count, size, known = 20, 6 + bank.expression.shape[0], 100
-    rest, expression = bank.mean[:count], bank.expression[:, :count]
-    basis_ = bank.shape[:known, :count]
-    ramp, seen = rng.normal(size=(T, 3, 2)), rng.normal(size=(T, count, 3))
-    weight = rng.uniform(size=(T, count))
-
-    def residuals(step, code):
-        moved = bundle.moved(frames, jnp.broadcast_to(step, (T, size)))
-        points = rest + jnp.einsum("s,svd->vd", code, basis_)
-        uv = bundle._placed(points, expression, shared.kappa, moved)[1]
-        return jnp.einsum("tvd,tcd->tvc", uv, ramp) - seen
-
-    def centred(x):
-        mean = np.einsum("tv,tv...->v...", weight, x) / weight.sum(0).reshape(
-            -1, *[1] * (x.ndim - 2)
-        )
-        return x - mean
-
-    at = (jnp.zeros(size), jnp.zeros(known))
-    with jax.default_matmul_precision("highest"):
-        left = -residuals(*at)
-        by_frame, by_code = jax.jacfwd(residuals, (0, 1))(*at)
-        slope = np.broadcast_to(ramp[:, None], (T, count, 3, 2))
-        given = jax.tree.map(jnp.float32, (left, slope, weight))
-        found = bundle.shape_equations(rest, basis_, expression, shared.kappa, frames, *given)
-    by_code, left = centred(np.asarray(by_code)), centred(np.asarray(left))
-    want = bundle.Shaped(
-        np.einsum("tv,tvcn,tvcm->tnm", weight, by_frame, by_frame),
-        np.einsum("tv,tvcn,tvc->tn", weight, by_frame, left),
-        np.einsum("tv,tvcn,tvcs->tns", weight, by_frame, by_code),
-        np.einsum("tv,tvcs,tvcq->sq", weight, by_code, by_code),
-        np.einsum("tv,tvcs,tvc->s", weight, by_code, left),
-    )
-    for name, ours, true in zip(want._fields, found, want, strict=True):
-        np.testing.assert_allclose(ours, true, atol=1e-4 * np.abs(true).max(), err_msg=name)
-
-
 def test_frames_that_were_not_found_have_no_residuals(problem):
     bank, shared, frames, seen, noise = problem
     lost = seen.replace(found=jnp.zeros(T))
