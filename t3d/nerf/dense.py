@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0), whose gradient asks for nothing but its result, which the next layer's keeps.
