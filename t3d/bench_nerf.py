@@ -90,7 +90,10 @@ def matmul_ceiling(dtype: jnp.dtype) -> float:
 
 
 def parts_of(config: ConfigDict) -> dict[str, tuple[Callable, tuple, int]]:
-    """Functions, their arguments and how many points of the field they evaluate, by part."""
+    """Functions, their arguments and how many points of the field they evaluate, by part.
+
+    The field is F_θ up to its last layer, which only rays have (`Field.shade`); a frame has both.
+    """
     nerf = config.nerf
     head = talker.build(config, 1, nerf.rays**2).head
     view, who = _view(nerf.rays, 1), codes.zeros((1,))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), whose gradient asks for nothing but its result, which the next layer's keeps.
+    """max(x, 0) of any shape; its gradient asks for its result alone, which the next layer keeps.
 
     JAX's own keeps a mask beside it. Derivatives are reverse-mode.
     """
