@@ -39,6 +39,7 @@ from t3d.train import trainer
 Figures = dict[str, float]
 SIZES = ("preview", "talker")  # configs; the last one is of the paper's size
 REPEATS, SECONDS = 3, 2.0  # a part is timed at least so often, and for so long
+AT_ONCE_ON_CPUS, AT_ONCE = 8, 64  # frames that are drawn together, for frames a second
 FRAMES = 64  # that a trained head is timed over
 SQUARES = (1024, 2048, 4096)  # sides of the matrices whose product is the ceiling
 
@@ -51,10 +52,11 @@ def bench_nerf(overrides: list[str], log: Callable[[str], None] = print) -> Figu
 
     Returns:
         ceiling_flops (a second, of matrix products); for each size and part (field, integral,
-        upsampler, frame, each also with …_gradient; step, of training): seconds, flops (of matrix
-        products, once), share_of_ceiling, points_per_second, memory_bytes (XLA's plan: arguments,
-        results and what lies between); field_forward_share_of_ceiling, of the paper's size; and,
-        with PyTorch, peer/…: seconds and resident memory of HeadNeRF's architecture.
+        upsampler, frame, each also with …_gradient; frames, many at once; step, of training):
+        seconds, flops (of matrix products, once), share_of_ceiling, points_per_second, memory_bytes
+        (XLA's plan: arguments, results and what lies between), and of frame, frames and step
+        frames_per_second; field_forward_share_of_ceiling, of the paper's size; and, with PyTorch,
+        peer/…: seconds and resident memory of HeadNeRF's architecture.
     """
     figures: Figures = {}
     for size in SIZES:
@@ -63,10 +65,13 @@ def bench_nerf(overrides: list[str], log: Callable[[str], None] = print) -> Figu
         ceiling = figures.get(f"ceiling_flops_{dtype.name}") or matmul_ceiling(dtype)
         figures[f"ceiling_flops_{dtype.name}"] = ceiling
         with talker.exact():
-            for part, (function, arguments, points) in parts_of(config).items():
+            for part, (function, arguments, frames) in parts_of(config).items():
                 log(f"{size}: {part} …")
-                for name, value in _measure(function, arguments, points, ceiling).items():
-                    figures[f"{size}/{part}/{name}"] = value
+                points = frames * config.nerf.rays**2 * config.nerf.samples
+                found = _measure(function, arguments, points, ceiling)
+                if part in ("frame", "frames", "step"):
+                    found["frames_per_second"] = frames / found["seconds"]
+                figures |= {f"{size}/{part}/{name}": value for name, value in found.items()}
     share = figures[f"{SIZES[-1]}/field/share_of_ceiling"]
     figures["field_forward_share_of_ceiling"] = share
     if not importlib.util.find_spec("torch"):
@@ -90,7 +95,7 @@ def matmul_ceiling(dtype: jnp.dtype) -> float:
 
 
 def parts_of(config: ConfigDict) -> dict[str, tuple[Callable, tuple, int]]:
-    """Functions, their arguments and how many points of the field they evaluate, by part.
+    """Functions, their arguments and how many frames they are for, by part.
 
     The field is F_θ up to its last layer, which only rays have (`Field.shade`); a frame has both.
     """
@@ -121,7 +126,13 @@ def parts_of(config: ConfigDict) -> dict[str, tuple[Callable, tuple, int]]:
         upsampler = Upsampler(head.size, dtype=head.field.dtype, spread=head.spread)
         return upsampler.apply(params, seen)
 
+    many = AT_ONCE_ON_CPUS if jax.default_backend() == "cpu" else AT_ONCE
+    crowd = codes.zeros((many,)), _view(nerf.rays, many)
+
     def frame(params, who):
+        return head.apply(params, who, view).image
+
+    def frames(params, who, view):
         return head.apply(params, who, view).image
 
     parts = {
@@ -131,9 +142,10 @@ def parts_of(config: ConfigDict) -> dict[str, tuple[Callable, tuple, int]]:
         "frame": (frame, (params, who)),
     }
     parts |= {f"{name}_gradient": (_gradient(f), given) for name, (f, given) in parts.items()}
-    rows = {name: (f, given, points) for name, (f, given) in parts.items()}
+    rows = {name: (f, given, 1) for name, (f, given) in parts.items()}
     batch = config.stages.nerf.batch_size
-    return rows | {"step": (*_training_step(config, batch), batch * points)}
+    rows["frames"] = (frames, (params, *crowd), many)
+    return rows | {"step": (*_training_step(config, batch), batch)}
 
 
 def _view(rays: int, batch: int) -> View:

@@ -75,11 +75,16 @@ def test_the_field_is_timed_beside_the_machines_ceiling(tmp_path, monkeypatch, c
     assert figures["field_forward_share_of_ceiling"] == figures["tiny/field/share_of_ceiling"] > 0
     parts = {name.split("/")[1] for name in figures if name.startswith("tiny/")}
     fronts = {"field", "integral", "upsampler", "frame"}
-    assert parts == fronts | {f"{name}_gradient" for name in fronts} | {"step"}
+    assert parts == fronts | {f"{name}_gradient" for name in fronts} | {"frames", "step"}
     # The first layer alone: 16 × 16 rays × 4 samples, 7 numbers (planes and place) to 16.
     assert figures["tiny/field/flops"] > 2 * 1024 * 7 * 16
     assert figures["tiny/field_gradient/flops"] > 2 * figures["tiny/field/flops"]
     assert figures["tiny/frame/flops"] > figures["tiny/field/flops"]
+    at_once = bench_nerf.AT_ONCE_ON_CPUS
+    assert figures["tiny/frames/flops"] == pytest.approx(at_once * figures["tiny/frame/flops"])
+    per_second = figures["tiny/frames/frames_per_second"]
+    assert per_second == pytest.approx(at_once / figures["tiny/frames/seconds"])
+    assert figures["tiny/frames/points_per_second"] == pytest.approx(1024 * per_second)
     assert figures["tiny/step/memory_bytes"] > figures["tiny/frame/memory_bytes"] > 0
     assert "PyTorch is not installed" in capsys.readouterr().out
 

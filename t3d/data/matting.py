@@ -179,9 +179,11 @@ def _grab_cut(image: np.ndarray, person: np.ndarray, face: np.ndarray) -> np.nda
     seeds = np.where(person, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     seeds[outside > _SLACK] = cv2.GC_BGD
     seeds[(inside > _SLACK) | face] = cv2.GC_FGD
-    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.setRNGSeed(0)
-    cv2.grabCut(image, seeds, None, background, foreground, 2, cv2.GC_INIT_WITH_MASK)
+    head = (seeds == cv2.GC_FGD) | (seeds == cv2.GC_PR_FGD)
+    if head.any() and not head.all():  # else there is no border, nor colours beyond it
+        background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.setRNGSeed(0)
+        cv2.grabCut(image, seeds, None, background, foreground, 2, cv2.GC_INIT_WITH_MASK)
     cut = ndimage.binary_opening((seeds == cv2.GC_FGD) | (seeds == cv2.GC_PR_FGD), iterations=2)
     pieces, _ = ndimage.label(cut | face)
     main = np.bincount(pieces[face]).argmax() if face.any() else 0

@@ -18,7 +18,8 @@ The splits are blocks of time (speaker_dataset.py). A clip whose turned frames a
 its splits' frames in meta.json, as runs [first, end) under "frames".
 
 meta.json is written last: a folder that has it is complete. Until then finished parts lie in
-parts/, named by what they were made from, and a rerun goes on after them.
+parts/, named by what they were made from, and a rerun goes on after them. A dataset that is
+replaced stays whole until all parts of the new one are there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import re
 import shutil
 import sys
 import time
@@ -50,6 +52,7 @@ from rich.progress import (
 from scipy.spatial.transform import Rotation
 
 import t3d
+from t3d import assets
 from t3d.data import framing, overview, quality, video
 from t3d.data.landmarks import BLENDSHAPES
 from t3d.data.parts import Blobs, Parts, fingerprint, write_atomically
@@ -75,6 +78,7 @@ from t3d.data.speaker_dataset import (
     encode_image,
     fold_frames,
     on_white,
+    read_meta,
     runs_of,
     split_ranges,
     turned_frames,
@@ -89,6 +93,7 @@ from t3d.prior.morphable import MorphableModel
 from t3d.speech.features import mel
 
 FEWEST_TURNED, FEWEST_OTHERS = 25, 100  # frames that make a test of turned ones worth its while
+PART = re.compile(r"\.?[a-z]+-[0-9a-f]{12}(\.\d+)?\.(npz|bin)")  # a file of parts/
 SLACK = video.FPS  # frames by which OpenFace's table may be longer or shorter than the clip
 Arrays = dict[str, np.ndarray]
 
@@ -190,7 +195,7 @@ def prepare(
         prior: the 3DMM, a name out of t3d.prior.basis.PRIORS; None: 'ict', 'procedural' for the
             folder of a synthetic speaker.
         size: side of the images in pixels.
-        force: start again where `out` holds a dataset.
+        force: replace the dataset that `out` holds, once the new one can be written.
         fold: 0 to 4, the block that a clip under 30 s is tested on (None: 0).
         hold_out_yaw: test on the frames turned by more than these degrees from the median yaw, and
             on nothing else; None: the splits are blocks of time.
@@ -214,6 +219,8 @@ def prepare(
     if (meta := _finished(out, settings, force)) is not None:
         return meta
     model = basis.load(prior)
+    for name in () if clip.truth else ("face_landmarker", "deeplab_v3"):
+        assets.find(name)  # said now, not when it is wanted
     with _workspace(out) as folder, Bars() as bars:
         return _Preparation(clip, out, model, settings, labels, Parts(folder), bars).run()
 
@@ -258,38 +265,47 @@ def openface_labels(path: Path, clip: Clip) -> np.ndarray:
 
 
 def _finished(out: Path, settings: dict, force: bool) -> dict | None:
-    """meta.json of a dataset that is there; clears `out` when forced; UserError if foreign."""
+    """meta.json of a dataset that is there and stays; UserError for what must not be replaced."""
     if not out.exists():
         return None
     if not out.is_dir():
         raise UserError(f"{out}: is a file; choose a folder for --out")
-    ours = (out / META).exists() or (out / "parts").exists()
-    if not ours and any(out.iterdir()):
+    if not _is_ours(out):
         raise UserError(f"{out}: holds other files; choose a new folder for --out")
-    if force and ours:
-        shutil.rmtree(out)
+    if force or not (out / META).exists():
         return None
-    if not (out / META).exists():
-        return None
-    meta = json.loads((out / META).read_text())
-    if meta["fingerprint"] != fingerprint(settings):
+    meta = read_meta(out)
+    if meta.get("fingerprint") != fingerprint(settings):
         raise UserError(
             f"{out}: holds a dataset of another video or other settings; use --force to replace it"
         )
     return meta
 
 
+def _is_ours(out: Path) -> bool:
+    """Whether a folder is empty, or a dataset, finished or not."""
+    if not any(out.iterdir()):
+        return True
+    if (out / META).exists():
+        return (out / "track.npz").exists() or (out / "tfds").exists()
+    parts = out / "parts"
+    return parts.is_dir() and all(PART.fullmatch(path.name) for path in parts.iterdir())
+
+
 @contextlib.contextmanager
 def _workspace(out: Path):
-    """The folder of the parts; all that this run made is removed again when the video is no use."""
+    """The folder of the parts; where none was finished when the video is no use, it goes again."""
     missing = [p for p in [out, *out.parents] if not p.exists()]
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
     except UserError:
-        if missing:
-            shutil.rmtree(missing[-1])
+        if not any(folder.glob("*.npz")):
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):  # of others, who made something there meanwhile
+                for made in missing:
+                    made.rmdir()
         raise
 
 
@@ -318,15 +334,19 @@ class _Preparation:
         )
         splits = self._splits(seen, pictures)
         track = self.parts.get("track", self.settings, lambda: self._track(seen, pictures, splits))
-        sound = self._sound(len(seen["found"]))
-        meta = self._meta(marks, pictures, track, splits, sound)
+        heard = video.read_audio(self.clip.path)
+        sound = video.at_length(heard, len(seen["found"]))
+        meta = self._meta(marks, pictures, track, splits, heard)
+        (self.out / META).unlink(missing_ok=True)  # of the dataset that is replaced from here on
         _write_sound(self.out / "audio.wav", sound)
         write_atomically(self.out / "mel.npy", lambda p: np.save(p, mel(sound)))
         write_atomically(self.out / "track.npz", lambda p: np.savez(p, **track))
-        self._examples(pictures, track, splits.ranges, meta["name"])
-        self._overview(pictures, track, sound)
+        self._once(
+            "tfds", "tfds", lambda: self._examples(pictures, track, splits.ranges, meta["name"])
+        )
+        self._once("overview", "overview.mp4", lambda: self._overview(pictures, track, sound))
         meta["seconds"] = round(time.monotonic() - started, 1)
-        text = json.dumps(meta, indent=1, ensure_ascii=False)
+        text = json.dumps(meta, indent=1)  # in ASCII: a file's name may be no text at all
         write_atomically(self.out / META, lambda p: p.write_text(text))
         shutil.rmtree(self.parts.folder)
         return meta
@@ -438,17 +458,18 @@ class _Preparation:
             "au_intensity": intensity.astype(np.float32),
         }
 
-    def _sound(self, frames: int) -> np.ndarray:
-        """The clip's sound, exactly as long as its pictures."""
-        samples = video.read_audio(self.clip.path)
-        length = frames * video.RATE // video.FPS
-        return np.pad(samples[:length], (0, max(0, length - len(samples))))
+    def _once(self, name: str, file: str, make: Callable[[], None]) -> None:
+        """Makes a file or folder of the dataset, unless the one there is of these settings."""
+        marker = self.parts.path(name, self.settings)
+        if marker.exists() and (self.out / file).exists():
+            return
+        for other in self.parts.folder.glob(f"{name}-*"):
+            other.unlink()
+        make()
+        marker.touch()
 
     def _examples(self, pictures, track, ranges, name) -> None:
-        """The array_record files, unless this very track's are there."""
-        marker = self.parts.path("tfds", self.settings)
-        if marker.exists() and (self.out / "tfds").exists():
-            return
+        """The array_record files."""
         total = sum(end - first for first, end in ranges.values())
         update, written = self.bars.bar("dataset", total), 0
 
@@ -462,12 +483,8 @@ class _Preparation:
 
         splits = tuple(s for s, (first, end) in ranges.items() if end > first)
         write_examples(self.out / "tfds", self.settings["size"], splits, examples)
-        marker.touch()
 
     def _overview(self, pictures, track, sound) -> None:
-        marker = self.parts.path("overview", self.settings)
-        if marker.exists() and (self.out / "overview.mp4").exists():
-            return
         mesh = overview.MeshPainter(self.model, track)
 
         def paint(frame: int) -> np.ndarray:
@@ -482,11 +499,10 @@ class _Preparation:
         count = len(track["found"])
         film = self.bars.over("overview.mp4", overview.film(paint, count), count)
         video.write_video(self.out / "overview.mp4", film, sound)
-        marker.touch()
 
-    def _meta(self, marks, pictures, track, splits: Splits, sound) -> dict:
+    def _meta(self, marks, pictures, track, splits: Splits, heard) -> dict:
         turns = Rotation.from_rotvec(track["rotvec"]).as_euler("YXZ", degrees=True)[:, :2].T
-        figures = quality.clip_figures(self.clip.info, marks, turns, sound)
+        figures = quality.clip_figures(self.clip.info, marks, turns, heard)
         figures |= quality.fit_quality(self.model, track)
         count = len(track["found"])
         meta = {
@@ -507,7 +523,7 @@ class _Preparation:
             "quality": figures,
             "versions": _versions(),
         }
-        meta["warnings"] = quality.warnings(figures, self.clip.path.name)
+        meta["warnings"] = quality.warnings(figures, str(self.clip.path))
         unknown = 1 - np.isfinite(track["au"]).all(1).mean()
         if unknown > 1 - quality.WARN["tracked"]:
             meta["warnings"].append(
@@ -629,7 +645,7 @@ def report_command(args) -> None:
     """`t3d prepare VIDEO --report [--json FILE]`."""
     figures = report(args.video, args.prior)
     _write_figures(args.json, figures)
-    told = quality.lines(figures, Path(args.video).name)
+    told = quality.lines(figures, args.video)
     print(quality.table(told))
     bad = sum(not line.fine for line in told)
     print(f"{args.video}: {f'{bad} of {len(told)} things to look at' if bad else 'all fine'}")

@@ -6,6 +6,7 @@ is good enough.
 
 from __future__ import annotations
 
+import shlex
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,9 @@ Arrays = dict[str, np.ndarray]
 # brightness; decibels of full scale; openings over the eye distance; eye distances; Pearson r.
 WARN = dict(tracked=0.99, elsewhere=0.01, others=0.05, fps=20.0, face=96.0, sharp=96.0, blur=0.5)
 WARN |= dict(yaw=20.0, mouth=0.012, dark=0.2, bright=0.85, light=0.25, flicker=0.02)
-WARN |= dict(silence=-45.0, quiet_share=0.8, reprojection=0.05, mouth_r=0.9, mouth_rmse=0.5)
+WARN |= dict(
+    silence=-45.0, quiet_share=0.8, apart=0.5, reprojection=0.05, mouth_r=0.9, mouth_rmse=0.5
+)
 OFFSET = 1  # frames that sound and lips may be apart
 SHARP = 0.5  # least strength of the finest detail of a sharp face, over the next coarser one
 SMALLEST = 32  # pixels of face height that detail is looked for in
@@ -115,11 +118,12 @@ def clip_figures(info: video.VideoInfo, seen: Arrays, turns: tuple, sound) -> di
         info: of the file.
         seen: of `observe.observe`; frames that were not looked at are no part of it.
         turns: yaw and pitch [T] in degrees.
-        sound: [N] at 16 kHz, sample 0 = frame 0.
+        sound: [N] of the file, at 16 kHz, sample 0 = frame 0; it counts as long as the pictures do.
     """
     found, looked = seen["found"], seen["looked"]
     points = seen["points68"]
     opening = np.where(found, lips.mouth_opening(points), np.nan)
+    seconds, sound = len(sound) / video.RATE, video.at_length(sound, len(found))
     loudness = _loudness(sound)
     offset = sound_offset(opening, sound)
     return {
@@ -138,6 +142,7 @@ def clip_figures(info: video.VideoInfo, seen: Arrays, turns: tuple, sound) -> di
         **_light(seen["looks"][found]),
         "loudest": float(np.max(loudness, initial=-120.0)),
         "quiet": float(np.mean(loudness < np.max(loudness, initial=-120.0) - 30)),
+        "sound_seconds": seconds,
         "sound_offset": float(offset.frames),
         "sound_offset_r": offset.r,
         "sound_offset_deviations": offset.deviations,
@@ -222,7 +227,7 @@ def lines(figures: dict[str, float], name: str = "VIDEO") -> list[Line]:
 
     Args:
         figures: of the two.
-        name: of the file, for commands that the advice holds.
+        name: of the file, as it was given, for commands that the advice holds.
     """
     told = [*_picture_lines(figures), *_face_lines(figures), *_sound_lines(figures, name)]
     return told + (_fit_lines(figures) if "tracked" in figures else [])
@@ -338,8 +343,25 @@ def _sound_lines(f: dict[str, float], name: str) -> list[Line]:
             if silent
             else "the sound is quiet most of the time: there is little speech in it",
         ),
+        _length_line(f),
         _offset_line(f, name),
     ]
+
+
+def _length_line(f: dict[str, float]) -> Line:
+    longer = f["sound_seconds"] - f["seconds"]
+    remedy = (
+        "what follows is not used: do pictures lack?"
+        if longer > 0
+        else "from there on it counts as silence; cut the video there"
+    )
+    return Line(
+        "sound's length",
+        f"{f['sound_seconds']:.1f} s",
+        abs(longer) <= WARN["apart"],
+        f"the sound ends {abs(longer):.1f} s {'after' if longer > 0 else 'before'} the pictures: "
+        f"{remedy}",
+    )
 
 
 def _offset_line(f: dict[str, float], name: str) -> Line:
@@ -348,7 +370,7 @@ def _offset_line(f: dict[str, float], name: str) -> Line:
     measured = f"r = {f['sound_offset_r']:.2f}, {f['sound_offset_deviations']:.1f} × chance"
     if not f["sound_offset_certain"]:
         return Line("lips and sound", f"offset cannot be told ({measured})", True, "")
-    fine = abs(f["sound_offset"]) <= OFFSET
+    fine, name = abs(f["sound_offset"]) <= OFFSET, shlex.quote(name)
     return Line(
         "lips and sound",
         f"{'together' if fine else words} ({measured})",

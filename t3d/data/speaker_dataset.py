@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import io
 import json
 import shutil
@@ -242,13 +243,22 @@ def write_examples(
             file_format="array_record",
         )
         with contextlib.redirect_stdout(io.StringIO()):  # its announcements
-            builder.download_and_prepare()
+            _write(builder, folder)
         shutil.rmtree(Path(temporary) / "downloads", ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         whole = Path(temporary) / "whole"
         whole.mkdir()
         (Path(temporary) / builder.name).rename(whole / builder.name)
         whole.rename(folder)
+
+
+def _write(builder: Speaker, folder: Path) -> None:
+    try:
+        builder.download_and_prepare()
+    except RuntimeError as error:  # in array_record's words, which have no errno
+        if "write() failed" not in str(error) and "No space left" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, str(error), str(folder)) from error
 
 
 def encode_image(image: np.ndarray, kind: str) -> bytes:

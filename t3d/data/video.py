@@ -15,6 +15,8 @@ from t3d.errors import UserError
 FPS = 25
 RATE = 16000
 SHORTEST = 1.0  # seconds
+GAP = 0.04  # seconds that sound may stray from its time stamps
+LEAPS = (-1.0, 3600.0)  # seconds; time stamps that go further back or on are not believed
 NOT_PICTURES = ("tty", "image2")  # demuxers that make "video" of text files and of names
 
 
@@ -36,15 +38,17 @@ def probe(path) -> VideoInfo:
     """
     with _open(path) as container:
         stream = _picture_stream(container, path)
-        times = _packet_times(container, stream)
+        times, last = _packet_times(container, stream)
         if len(times) == 0:
             raise UserError(f"{path}: holds no picture; give a complete video file")
         step = 1 / float(stream.average_rate or FPS)
         duration = times.max() - times.min() + step
-        declared = float((stream.duration or 0) * stream.time_base)
-        if duration < declared - max(0.5, 0.02 * declared):
+        there, declared = duration, float((stream.duration or 0) * stream.time_base)
+        if not declared:  # mkv and webm tell only how long all of it is
+            there, declared = last, (container.duration or 0) / av.time_base
+        if there < declared - max(0.5, 0.02 * declared):
             raise UserError(
-                f"{path}: truncated: {duration:.1f} s of {declared:.1f} s are there; copy it again"
+                f"{path}: truncated: {there:.1f} s of {declared:.1f} s are there; copy it again"
             )
         sound = container.streams.audio
         rate = sound[0].codec_context.sample_rate if sound else 0
@@ -93,26 +97,24 @@ def read_audio(path, rate: int = RATE) -> np.ndarray:
 
     Returns float32 [N] in [-1, 1] at `rate` Hz. Sample 0 is the instant of the first picture (of
     the first sample where there is no picture), by the time stamps of both streams: late sound is
-    led by silence, earlier sound is dropped. Raises UserError: missing, empty, not a sound file, or
-    without sound.
+    led by silence, earlier sound is dropped. Sound that is missing in between is silence, sound
+    that is there twice is dropped. Raises UserError: missing, empty, not a sound file, or without
+    sound.
     """
     with _open(path) as container:
         if not container.streams.audio:
             raise UserError(f"{path}: has no sound; give a file in which the speaker is heard")
         stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp", rate=rate)
-        start, parts = None, []
         with _decoding(path):
-            for frame in container.decode(stream):
-                if start is None:
-                    start = frame.time or 0.0
-                frame.pts = None
-                parts += [f.to_ndarray().mean(0) for f in resampler.resample(frame)]
-            if start is None:
-                raise UserError(f"{path}: its sound is empty; give a complete file")
-            parts += [f.to_ndarray().mean(0) for f in resampler.resample(None)]
-        samples = np.concatenate(parts).astype(np.float32)
+            start, samples = _joined(container.decode(stream), rate)
+        if start is None:
+            raise UserError(f"{path}: its sound is empty; give a complete file")
     return np.clip(_shift(samples, round((start - _first_picture(path, start)) * rate)), -1, 1)
+
+
+def at_length(samples: np.ndarray, frames: int) -> np.ndarray:
+    """Samples [N] at `RATE`, cut or followed by silence, as long as so many frames at `FPS`."""
+    return _to_count(samples, frames * RATE // FPS)
 
 
 def write_video(path, frames: Iterable, audio=None, rate=RATE, fps=FPS, metadata=None) -> Path:
@@ -179,7 +181,7 @@ def _open(path):
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: cannot be read; check its permissions")
     try:
-        container = av.open(str(path))
+        container = av.open(os.path.abspath(path))  # a name with a colon is no protocol then
     except av.FFmpegError as error:
         raise UserError(
             f"{path}: not a complete video or sound file; give an mp4, mkv, webm, wav, …"
@@ -210,11 +212,54 @@ def _picture_stream(container, path):
     return streams[0]
 
 
-def _packet_times(container, stream) -> np.ndarray:
-    """Presentation times in seconds of all packets of a stream."""
-    packets = (p for p in container.demux(stream) if p.size)
-    times = [p.pts if p.pts is not None else p.dts for p in packets]
-    return np.array([t for t in times if t is not None], float) * float(stream.time_base)
+def _packet_times(container, stream) -> tuple[np.ndarray, float]:
+    """Presentation times in seconds of a stream's packets, and the last one of any stream."""
+    times, last = [], 0.0
+    for packet in container.demux():
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if packet.size and stamp is not None:
+            time = float(stamp * packet.time_base)
+            last = max(last, time)
+            if packet.stream_index == stream.index:
+                times.append(time)
+    return np.array(times), last
+
+
+def _joined(frames: Iterable, rate: int) -> tuple[float | None, np.ndarray]:
+    """When the sound of some frames begins, in seconds (None without any), and its samples [N].
+
+    What strays by more than `GAP` from the frames' time stamps is put in its place, unless these
+    leap beyond `LEAPS`.
+    """
+    resampler = av.AudioResampler(format="fltp", rate=rate)
+    begin, pieces = None, [np.zeros(0, np.float32)]
+    heard, start = 0.0, 0.0  # seconds of sound so far; the stamp that the first of them would have
+
+    def add(frame) -> None:
+        pieces.extend(f.to_ndarray().mean(0) for f in resampler.resample(frame))
+
+    for frame in frames:
+        stamp = start + heard if frame.time is None else frame.time
+        if begin is None:
+            begin = start = stamp
+        strays = stamp - start - heard
+        if not LEAPS[0] <= strays <= LEAPS[1]:
+            start += strays
+        elif abs(strays) > GAP:
+            add(None)
+            resampler = av.AudioResampler(format="fltp", rate=rate)
+            heard += strays
+            pieces = [_to_count(np.concatenate(pieces), round(heard * rate))]
+        frame.pts = None
+        add(frame)
+        heard += frame.samples / frame.sample_rate
+    add(None)
+    return begin, np.concatenate(pieces).astype(np.float32)
+
+
+def _to_count(samples: np.ndarray, count: int) -> np.ndarray:
+    """The first so many samples, followed by silence where there are fewer."""
+    return np.pad(samples[:count], (0, max(0, count - len(samples))))
 
 
 def _first_picture(path, default: float) -> float:

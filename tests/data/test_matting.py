@@ -48,6 +48,14 @@ def test_without_a_face_there_is_no_head():
     assert not matting.head_mask(np.ones((20, 30), np.float32), np.full((68, 2), np.nan)).any()
 
 
+@pytest.mark.parametrize("all_person", [True, False])
+def test_a_picture_without_a_border_to_find_keeps_its_mask(all_person):
+    image = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
+    person, face = np.full((256, 256), all_person), np.zeros((256, 256), bool)
+    cut = matting._grab_cut(image, person, face)
+    assert np.mean(cut == all_person) > 0.99
+
+
 @pytest.fixture(scope="module")
 def cut(clips, assets):
     """Frames of a clip with a blue background, their landmarks and head masks."""

@@ -400,6 +400,102 @@ def test_folder_with_other_files_is_left_alone(speaker, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("theirs", ["parts/wheel.stl", "meta.json"])
+def test_forcing_replaces_no_folder_of_others(speaker, tmp_path, theirs):
+    (tmp_path / theirs).parent.mkdir(exist_ok=True)
+    (tmp_path / theirs).write_text("{}")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(UserError, match="holds other files"):
+            prepare(speaker, tmp_path, size=SIZE, force=force)
+    assert (tmp_path / theirs).read_text() == "{}"
+
+
+def test_a_replaced_dataset_stays_until_the_new_one_can_be_written(
+    prepared, speaker, tmp_path, monkeypatch
+):
+    shutil.copytree(prepared, tmp_path / "there")
+    out = tmp_path / "out"
+    out.symlink_to("there")
+    (out / "hubert.npy").write_text("features")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module.tracker, "track", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(speaker, out, size=SIZE // 2, force=True)
+    assert SpeakerDataset(out).size == SIZE and (out / "parts").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module.basis, "load", _no_use)
+        with pytest.raises(UserError):
+            prepare(speaker, out, size=SIZE // 2, force=True)
+    assert SpeakerDataset(out).size == SIZE
+    monkeypatch.setattr(prepare_module, "observe", _interrupt)  # goes on where it stopped
+    prepare(speaker, out, size=SIZE // 2, force=True)
+    assert SpeakerDataset(out).size == SIZE // 2 and not (out / "parts").exists()
+    assert (out / "hubert.npy").read_text() == "features"
+
+
+def _interrupt(*args, **options):
+    raise KeyboardInterrupt
+
+
+def _no_use(*args, **options):
+    raise UserError("of no use")
+
+
+def test_settings_taken_back_in_mid_work_leave_no_files_of_others(tmp_path):
+    parts = Parts(tmp_path / "parts")
+    parts.folder.mkdir()
+    made = []
+    for size in (64, 32, 32, 64):
+
+        def make(size=size):
+            made.append(size)
+            (tmp_path / "tfds").write_text(str(size))
+
+        preparation = prepare_module._Preparation(
+            None, tmp_path, None, {"size": size}, None, parts, None
+        )
+        preparation._once("tfds", "tfds", make)
+        assert (tmp_path / "tfds").read_text() == str(size)
+    assert made == [64, 32, 64]
+
+
+def test_what_is_missing_is_said_before_the_work(speaker, tmp_path, monkeypatch):
+    assets_of = prepare_module.assets.find
+
+    def find(name):
+        if name == "deeplab_v3":
+            raise UserError("deeplab_v3 is not on this machine")
+        return assets_of(name)
+
+    monkeypatch.setattr(prepare_module.assets, "find", find)
+    monkeypatch.setattr(prepare_module, "observe", _interrupt)
+    with pytest.raises(UserError, match="deeplab_v3"):
+        prepare(speaker / "video.mp4", tmp_path / "out", prior="procedural")
+    assert not (tmp_path / "out").exists()
+
+
+def test_finished_parts_survive_a_refusal_and_other_folders_a_failure(
+    speaker, tmp_path, monkeypatch
+):
+    out = tmp_path / "new" / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module._Preparation, "_splits", _no_use)
+        with pytest.raises(UserError, match="of no use"):
+            prepare(speaker, out, size=SIZE)
+    assert list((out / "parts").glob("landmarks-*.npz"))
+    shutil.rmtree(tmp_path / "new")
+
+    def fail(*args):
+        (tmp_path / "new" / "other").mkdir()
+        raise UserError("of no use")
+
+    monkeypatch.setattr(prepare_module, "observe", fail)
+    with pytest.raises(UserError, match="of no use"):
+        prepare(speaker, out, size=SIZE)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["other"]
+
+
 def test_video_without_a_face_leaves_nothing(tmp_path, assets):
     source = tmp_path / "wall.mp4"
     noise = np.random.default_rng(0)

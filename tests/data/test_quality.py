@@ -1,6 +1,7 @@
 """What is wrong with a video is said before anyone trains on it, and what is right is not."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_a_report_makes_nothing_but_the_figures_it_is_asked_for(late, capsys):
     assert json.loads(out.read_text()) == pytest.approx(figures)
     text = capsys.readouterr().out
     assert "look  lips and sound" in text and "fine  face height" in text
-    assert "3 of 13 things to look at" in text
+    assert "3 of 14 things to look at" in text
 
 
 def reported(frames, tmp_path) -> dict[str, quality.Line]:
@@ -97,7 +98,8 @@ def test_light_that_fades_is_told(filmed, assets, tmp_path):
 
 
 GOOD = {
-    **dict(seconds=71, width=512, height=512, fps=25, detected=1, speaker=1, others=0, cuts=0),
+    **dict(seconds=71, sound_seconds=71.2, width=512, height=512, fps=25),
+    **dict(detected=1, speaker=1, others=0, cuts=0),
     **dict(face=220, sharp=210, yaw=40, pitch=20, mouth=0.03, light=0.5, light_change=0.05),
     **dict(flicker=0.002, loudest=-12, quiet=0.2, sound_offset=0, sound_offset_r=0.4),
     **dict(sound_offset_deviations=9, sound_offset_certain=1, tracked=1, reprojection=0.02),
@@ -112,7 +114,7 @@ def test_a_good_clip_has_no_warning():
 @pytest.mark.parametrize(
     "figures, words",
     [
-        (dict(seconds=2), "only 2 s"),
+        (dict(seconds=2, sound_seconds=2), "only 2 s"),
         (dict(fps=12.5), "12.5 frames a second"),
         (dict(face=40, sharp=40), "only 40 pixels high"),
         (dict(sharp=60), "no sharper than one 60 pixels high"),
@@ -124,6 +126,8 @@ def test_a_good_clip_has_no_warning():
         (dict(yaw=3), "turns by 3°"),
         (dict(mouth=0.001), "hardly moves"),
         (dict(quiet=0.9), "quiet most of the time"),
+        (dict(sound_seconds=60), "ends 11.0 s before the pictures: from there on it counts as"),
+        (dict(sound_seconds=80), "ends 9.0 s after the pictures: what follows is not used"),
         (dict(sound_offset=2), "the sound is 80 ms early"),
         (dict(tracked=0.9), "covered or turned away in 10.0%"),
         (dict(reprojection=0.08), "8.0% of the eye distance off"),
@@ -133,6 +137,25 @@ def test_a_good_clip_has_no_warning():
 def test_each_fault_is_one_warning(figures, words):
     (text,) = quality.warnings(GOOD | figures)
     assert words in text
+
+
+def test_advice_can_be_pasted_whatever_the_file_is_called():
+    (text,) = quality.warnings(GOOD | dict(sound_offset=2), "my clips/it's.mp4")
+    command = shlex.split(text[text.index("ffmpeg") :])
+    assert command[command.index("-i") + 1] == "my clips/it's.mp4"
+
+
+def test_sound_counts_as_long_as_the_pictures():
+    count, rng = 250, np.random.default_rng(0)
+    seen = dict(found=np.ones(count, bool), looked=np.ones(count, bool), others=0.0)
+    seen |= dict(detected=seen["found"], shot=np.zeros(count), shape=np.array([64, 64]))
+    seen |= dict(points68=rng.uniform(0, 64, (count, 68, 2)), looks=np.full((count, 2), 0.5))
+    info = video.VideoInfo(64, 64, 25.0, 10.0, 16000)
+    noise = 0.1 * rng.normal(size=20 * video.RATE)
+    for seconds, quiet in ((10, 0.0), (4, 0.6), (20, 0.0)):
+        sound = noise[: seconds * video.RATE]
+        figures = quality.clip_figures(info, seen, (np.zeros(count),) * 2, sound)
+        assert figures["sound_seconds"] == seconds and figures["quiet"] == pytest.approx(quiet)
 
 
 def test_head_turns_of_known_poses_are_read_off_the_landmarks():

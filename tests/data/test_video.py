@@ -22,8 +22,17 @@ def _grey_frames(count: int, size=(48, 64)) -> list[np.ndarray]:
     return [np.full((*size, 3), 40 + 2 * k, np.uint8) for k in range(count)]
 
 
-def _flash_and_beep(path, picture_start: float, sound_start: float, at: float = 1.0):
-    """An mp4 whose picture turns white and whose sound begins at one instant of its clock."""
+def _flash_and_beep(path, picture_start: float, sound_start: float, at=1.0, lost=(0.0, 0.0)):
+    """A video whose picture turns white and whose sound begins at one instant of its clock.
+
+    The sound's packets between the two times `lost` are not in the file.
+    """
+
+    def mux_sound(packets):
+        for packet in packets:
+            if packet.pts is None or not lost[0] <= packet.pts * packet.time_base < lost[1]:
+                out.mux(packet)
+
     with av.open(str(path), "w") as out:
         picture = out.add_stream("libx264", rate=25, options={"bf": "0"})
         picture.width = picture.height = 64
@@ -37,9 +46,9 @@ def _flash_and_beep(path, picture_start: float, sound_start: float, at: float = 
         wave = np.where(time >= at, np.sin(2 * np.pi * 440 * time), 0).astype(np.float32)
         frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
         frame.sample_rate, frame.pts = 16000, round(sound_start * 16000)
-        out.mux(sound.encode(frame))
+        mux_sound(sound.encode(frame))
         out.mux(picture.encode(None))
-        out.mux(sound.encode(None))
+        mux_sound(sound.encode(None))
 
 
 def _turn_clockwise(path):
@@ -73,6 +82,60 @@ def test_flash_and_beep_stay_together_when_a_stream_starts_late(tmp_path, pictur
     beep = np.argmax(np.abs(video.read_audio(tmp_path / "a.mp4")) > 0.3) / 16000
     assert flash == pytest.approx(1.0 - picture, abs=0.001)
     assert beep == pytest.approx(flash, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+def test_what_follows_lost_sound_stays_with_its_pictures(tmp_path, name):
+    _flash_and_beep(tmp_path / name, 0, 0, at=1.2, lost=(0.4, 0.9))
+    images = np.stack(list(video.read_frames(tmp_path / name)))
+    flash = np.argmax(images.mean((1, 2, 3)) > 128) / 25
+    beep = np.argmax(np.abs(video.read_audio(tmp_path / name)) > 0.3) / 16000
+    assert flash == pytest.approx(1.2, abs=0.021)  # of mkv's and ts' clocks
+    assert beep == pytest.approx(flash, abs=0.03)
+
+
+def _frames_of_sound(stamps, samples=1600):
+    """A tenth of a second each, at 16 kHz, of the values 0.1, 0.2, …; a stamp is in seconds."""
+    for number, stamp in enumerate(stamps):
+        wave = np.full((1, samples), 0.1 * (number + 1), np.float32)
+        frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+        frame.sample_rate, frame.time_base = 16000, Fraction(1, 16000)
+        frame.pts = None if stamp is None else round(stamp * 16000)
+        yield frame
+
+
+@pytest.mark.parametrize(
+    ("stamps", "heard"),
+    [
+        ((5.0, 5.1, 5.2), [1, 1, 2, 2, 3, 3]),
+        ((5.0, None, 5.2), [1, 1, 2, 2, 3, 3]),
+        ((5.0, 5.1, 5.3), [1, 1, 2, 2, 0, 0, 3, 3]),
+        ((5.0, 5.1, 5.15), [1, 1, 2, 3, 3]),  # said twice
+        ((5.0, 5.12, 5.22), [1, 1, 2, 2, 3, 3]),  # less than a frame
+        ((5.0, 9e4, 9e4 + 0.1), [1, 1, 2, 2, 3, 3]),  # no sound is silent for a day
+        ((5.0, 0.0, 0.3), [1, 1, 2, 2, 0, 0, 0, 0, 3, 3]),  # the clock began anew, then a gap
+    ],
+)
+def test_sound_lies_where_its_stamps_say_unless_they_leap(stamps, heard):
+    begin, samples = video._joined(_frames_of_sound(stamps), 16000)
+    assert begin == 5.0
+    assert len(samples) == 800 * len(heard)
+    found = samples.reshape(-1, 800)[:, 100:-100].mean(1)
+    np.testing.assert_allclose(found, 0.1 * np.array(heard), atol=1e-3)
+
+
+def test_sound_is_cut_or_led_out_to_its_pictures():
+    sound = np.arange(1, 1001, dtype=np.float32)
+    np.testing.assert_array_equal(video.at_length(sound, 1), sound[:640])
+    longer = video.at_length(sound, 2)
+    assert len(longer) == 1280 and (longer[:1000] == sound).all() and not longer[1000:].any()
+
+
+def test_a_name_with_a_colon_is_a_name(tmp_path, monkeypatch):
+    video.write_video(tmp_path / "12:30 talk.mp4", _grey_frames(30), _noise(1.2))
+    monkeypatch.chdir(tmp_path)
+    assert video.probe_talking("12:30 talk.mp4").width == 64
+    assert len(video.read_audio("12:30 talk.mp4")) > 19000
 
 
 @pytest.mark.parametrize("rate", [12.5, 24, 30, 50])
@@ -138,8 +201,21 @@ def _bad(path, kind: str):
         rng = np.random.default_rng(0)
         frames = rng.integers(0, 255, (50, 32, 32, 3), np.uint8)
         video.write_video(path, frames, _noise(2))
+        if path.suffix == ".mkv":
+            mp4 = path.rename(path.with_suffix(".mp4"))
+            _copied(mp4, path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
+
+
+def _copied(source, path):
+    """The same packets in another container."""
+    with av.open(str(source)) as given, av.open(str(path), "w") as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in given.streams}
+        for packet in given.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                out.mux(packet)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +229,7 @@ def _bad(path, kind: str):
         ("a.mp4", "short", "at least 1 s"),
         ("a.wav", "sound only", "no video stream"),
         ("a.mp4", "truncated", "truncated"),
+        ("a.mkv", "truncated", "truncated"),
     ],
 )
 def test_bad_input_is_one_line_naming_the_file(tmp_path, name, kind, words):
