@@ -7,6 +7,7 @@ Trained up to lip only, it tells what LipNet's code of the sound says itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from t3d import controls, disentanglement, flops, judges, stream
 from t3d import run as runs
 from t3d import talker as talkers
 from t3d.data import video
-from t3d.data.parts import write_atomically
+from t3d.data.parts import fingerprint, write_atomically
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.metrics import lips, probes, uncertainty
 from t3d.prior import basis, morphable
@@ -215,7 +216,10 @@ def bench_speech(
 
 def _fold(config, dataset, workdir: Path, voice, stages, log) -> tuple[Series, Figures]:
     """Trains and measures one fold, or reads what it measured."""
-    stored, told = workdir / f"{stages[-1]}_series.npz", workdir / f"{stages[-1]}.json"
+    heard = None if voice is None else hashlib.sha256(np.asarray(voice, "f4")).hexdigest()
+    at_test = fingerprint([heard, config.speech.smooth])
+    name = f"{stages[-1]}-{at_test}"
+    stored, told = workdir / f"{name}_series.npz", workdir / f"{name}.json"
     learner = runs.Learner(config, [dataset], workdir, workdir / runs.CACHE, log)
     if not told.exists() or not all(map(learner.is_finished, stages)):
         for name in stages:

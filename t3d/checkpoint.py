@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -28,8 +29,12 @@ from t3d.errors import UserError
 Params = Any
 LARGEST_EXPANSION = 2000  # zstd on constant arrays reaches about this; more is a hostile claim
 SMALLEST_SUSPECT = 1 << 30  # bytes: smaller claims are read without asking
+ASIDE = ".damaged"  # after the step in the name of a state's folder
 RUN_FILE = "run.json"
 RECORD = {"config": dict, "data": list, "rows": int, "versions": dict, "stages": dict}
+PASSES = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)
+# What errors say that need not mean a damaged file.
+PASSING = (*map(os.strerror, PASSES), "RESOURCE_EXHAUSTED", *hosts.TRANSPORT)
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
 
 
@@ -237,6 +242,16 @@ class StateStore:
         """The newest saved step, or None."""
         return self._manager.latest_step()
 
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a leaf of the newest state, by its path; None if that cannot be told."""
+        step = hosts.as_first_says(self.latest_step())
+        if step is None:
+            return None
+        try:
+            return tuple(named_leaves(self._manager.item_metadata(step).state.tree)[name].shape)
+        except Exception:  # `restore` says what is wrong with it
+            return None
+
     def save(self, step: int, state: Any, notes: dict) -> None:
         """Saves a state under its step (returns before it is on disk; see `wait`).
 
@@ -266,6 +281,8 @@ class StateStore:
         try:
             yield
         except Exception as error:
+            if hosts.in_job() and isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # another host may be lost: `hosts.explain` knows
             full = "No space left" in str(error)
             reason = "no space left on the disk" if full else _first_line(error)
             remedy = "free disk space" if full else "mend what it says"
@@ -277,38 +294,46 @@ class StateStore:
     def restore(self, template: Any) -> tuple[Any, dict] | None:
         """The newest state that is whole, with its notes; None if there is none.
 
-        A damaged state is named, removed, and the one before it taken.
+        A damaged state is named, put aside, and the one before it taken.
 
         Args:
             template: tree of jax.ShapeDtypeStruct with shardings, of the state's structure; the
                 devices need not be those that saved it.
 
         Raises:
-            UserError: the states have other shapes, so another config made them.
+            UserError: the states have other shapes, so another config made them; one cannot be
+                read just now.
         """
         for step in hosts.as_first_says(sorted(self._manager.all_steps(), reverse=True)):
             restored, damage = self._try(step, template)
             if restored is not None:
                 return restored
             self.log(
-                f"{self.folder / str(step)}: this checkpoint is damaged ({damage}); removed, going "
-                "back to the one before it"
+                f"{self.folder / str(step)}: this checkpoint is damaged ({damage}); put aside as "
+                f"{step}{ASIDE}, going back to the one before it"
             )
-            self._remove(step)
+            self._put_aside(step)
         return None
 
     def _try(self, step: int, template: Any) -> tuple[tuple[Any, dict] | None, str]:
         """The state of a step with its notes, or what is wrong with it."""
-        restored, damage = None, "another host cannot read it"
+        restored, damage, passing = None, "another host cannot read it", ""
         try:
             restored = self._restore_step(step, template)
         except UserError:
             raise
         except Exception as error:
             damage = _first_line(error)
+            passing = damage if _passes(error) else ""
         if jax.process_count() > 1:  # all go on with it, or none
-            read = multihost_utils.process_allgather(np.array(restored is not None))
-            restored = restored if read.all() else None
+            seen = multihost_utils.process_allgather(np.array([restored is None, passing != ""]))
+            restored = None if seen[:, 0].any() else restored
+            passing = passing or ("by another host" if seen[:, 1].any() else "")
+        if passing:
+            raise UserError(
+                f"{self.folder / str(step)}: cannot be read just now ({passing}); it is left as it "
+                "is: mend that, and run the same command again"
+            )
         if restored is None:
             return None, damage
         state, notes = restored
@@ -346,11 +371,20 @@ class StateStore:
                     "give the old config, another --workdir, or delete the folder to start over"
                 )
 
-    def _remove(self, step: int) -> None:
+    def _put_aside(self, step: int) -> None:
         if hosts.is_first():
-            shutil.rmtree(self.folder / str(step), ignore_errors=True)
-        hosts.meet("damaged checkpoint removed")
+            place = self.folder / str(step)
+            shutil.rmtree(place.with_name(place.name + ASIDE), ignore_errors=True)
+            place.rename(place.with_name(place.name + ASIDE))
+        hosts.meet("damaged checkpoint put aside")
         self._manager.reload()
+
+
+def _passes(error: Exception) -> bool:
+    """Whether an error may be gone the next time, so that no file need be damaged."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return False
+    return isinstance(error, (OSError, MemoryError)) or any(w in str(error) for w in PASSING)
 
 
 def _layout(tree: Any) -> dict[str, str]:

@@ -12,8 +12,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 import t3d
 from t3d import hosts, pages
@@ -22,6 +23,7 @@ from t3d.errors import UserError
 INTERRUPTED = 130
 OVERRIDE = "--config."
 IN_JOBS = ("train", "sweep")  # commands that several hosts can run together
+LASTING = (*IN_JOBS, "synthesize", "prepare", "render", "evaluate", "bench", "plan", "demo")
 FOR_VIDEOS = ("judge", "openface_pred", "openface_truth", "out")  # evaluate without a run
 
 
@@ -40,8 +42,10 @@ class Parser(argparse.ArgumentParser):
         return [name for action in self._actions for name in action.option_strings]
 
     def files(self) -> set[str]:
-        """The arguments that name a file, not a folder."""
-        return {action.dest for action in self._actions if action.metavar == "FILE"}
+        """The arguments that name a file, not a folder, those of its own commands among them."""
+        below = (a.choices.values() for a in self._actions if isinstance(a.choices, dict))
+        named = {action.dest for action in self._actions if action.metavar == "FILE"}
+        return named.union(*(sub.files() for subs in below for sub in subs))
 
 
 def _nearest(given: str, known: Sequence[str]) -> str:
@@ -564,7 +568,9 @@ def check_writable(path: Path, file: bool = False) -> None:
     """Raises UserError unless a folder, or a `file`, can be written at `path` (nothing is made)."""
     if file and path.is_dir():
         raise UserError(f"{path}: is a folder; name the file to write")
-    there = path
+    if not file and path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; name a folder")
+    there = path.parent if path.is_file() else path  # files are written beside, and renamed
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir() and there != path:
@@ -583,6 +589,7 @@ def _explain(error: OSError) -> str:
         errno.EPERM: "no permission; choose another place or change its permissions",
         errno.EROFS: "the file system is read-only; choose another place",
         errno.ENOENT: "no such file; check the path",
+        errno.EEXIST: "is there already; choose another place",
         errno.ENOTDIR: "a part of this path is a file, not a folder; check the path",
         errno.EISDIR: "is a folder; give a file",
     }
@@ -616,16 +623,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in args.outputs:
             if getattr(args, name):
                 check_writable(Path(getattr(args, name)), name in args.files)
-        args.run(args)
-        sys.stdout.flush()
+        with _unread_output() if args.command in LASTING else contextlib.nullcontext():
+            args.run(args)
+            sys.stdout.flush()
         return 0
     except KeyboardInterrupt as error:
         message, code, shown = "stopped; run the same command again to go on", INTERRUPTED, error
     except UserError as error:
         message, code, shown = str(error), hosts.FAILED, error
     except BrokenPipeError:  # the reader of our output has gone: `t3d info … | head`
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout)
         return 0
     except OSError as error:
         message, code, shown = _explain(error), hosts.FAILED, error
@@ -639,6 +646,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"t3d: error: {message}", file=sys.stderr)
     hosts.leave(code, message)
     return code
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def _unread_output() -> Iterator[None]:
+    """While entered, work goes on when nobody reads its output any more."""
+    stream = sys.stdout
+    with contextlib.redirect_stdout(_Lasting(stream)):
+        yield
+
+
+class _Lasting:
+    """A stream whose reader may go."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            _to_nowhere(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            _to_nowhere(self._stream)
 
 
 def _keep_compiled_programs() -> None:

@@ -155,8 +155,9 @@ def _check_free(out: Path, force: bool) -> None:
         return
     if not out.is_dir():
         raise UserError(f"{out}: is a file; choose a folder for --out")
-    ours = (out / ABOUT).exists()
-    if not ours and any(out.iterdir()):
+    names = {path.name for path in out.iterdir()}
+    ours = names == {WEIGHTS, ABOUT} and kind_of(out) in KINDS
+    if names and not ours:
         raise UserError(f"{out}: holds other files; choose a new folder for --out")
     if ours and not force:
         raise UserError(f"{out}: holds converted weights; use --force to replace them")

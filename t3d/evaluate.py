@@ -268,9 +268,10 @@ def measure(
             dataset was made of, to hold them against its other cameras.
 
     Raises:
-        UserError: the split has no frames.
+        UserError: the split has no frames; faces cannot be found as it is asked for.
     """
     frames = runs.frames_of(dataset, split)
+    measures.check_detector(dataset.meta["prior"], mediapipe=views == "")
     speaker = render.speaker_of(run, dataset.name)
     motion = runs.motion_of(run, speaker, runs.hear_clip(run, speaker, dataset), frames)
     truth = truth_of(dataset, frames, run.config.size)

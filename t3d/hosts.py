@@ -41,7 +41,9 @@ _leaving = threading.Event()
 def supervise(arguments: Sequence[str]) -> int:
     """Runs `t3d ARGUMENTS` in a child, so that even one killed from outside leaves a clear line.
 
-    SIGTERM and SIGINT reach the child as SIGTERM: all hosts save at one step and leave.
+    SIGTERM and SIGINT reach the child as SIGTERM: all hosts save at one step and leave. A second
+    SIGINT ends the child at once: it may be waiting for others. What is ignored stays ignored
+    (nohup's SIGHUP).
 
     Returns:
         the child's exit code; 75 where JAX ended it because another host was lost.
@@ -51,13 +53,15 @@ def supervise(arguments: Sequence[str]) -> int:
     interrupted = []
 
     def forward(signum: int, _frame: Any) -> None:
+        again = signum == signal.SIGINT and signum in interrupted
         interrupted.append(signum)
-        child.terminate()
+        child.kill() if again else child.terminate()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, forward)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, forward)
     code = child.wait()
-    if code == 128 + signal.SIGTERM and signal.SIGINT in interrupted:
+    if code in (128 + signal.SIGTERM, -signal.SIGKILL) and signal.SIGINT in interrupted:
         return 128 + signal.SIGINT
     if code >= 0:
         return code

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from t3d import checkpoint
+from t3d.data.parts import write_atomically
 from t3d.errors import UserError
 
 
@@ -95,5 +96,6 @@ def info_command(args) -> None:
     """`t3d info PATH [--json FILE]`."""
     info = describe(args.path)
     if args.json:
-        Path(args.json).write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(info, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(Path(args.json), lambda path: path.write_text(text, encoding="utf-8"))
     print(report(info))

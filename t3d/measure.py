@@ -104,21 +104,31 @@ def mediapipe_missing() -> str:
     return ""
 
 
-def by_encoder(run: Run, prior: str, boxes: np.ndarray, images: np.ndarray) -> Marks:
-    """Reads the faces in a film uint8 [T, s, s, 3] with a run's own encoder.
+def check_detector(prior: str, mediapipe: bool = False) -> None:
+    """UserError, before any work, if faces in a film cannot be found.
 
     Args:
-        prior: name of the 3DMM; boxes: [T, 3] of the faces.
-
-    Raises:
-        UserError: the prior's expressions have no names, so that no action units follow from them.
+        prior: name of the 3DMM, which the encoder tells action units by in MediaPipe's place;
+        mediapipe: whether nothing can take its place.
     """
-    names = basis.load(prior).expression_names
-    if not names:
+    missing = mediapipe_missing()
+    if missing and mediapipe:
+        raise UserError(f"--views looks for faces with MediaPipe: {missing}")
+    if missing and not basis.load(prior).expression_names:
         raise UserError(
             f"the expressions of {prior} have no names to tell action units by; run `t3d assets "
             "fetch face_landmarker`, so that MediaPipe tells them"
         )
+
+
+def by_encoder(run: Run, prior: str, boxes: np.ndarray, images: np.ndarray) -> Marks:
+    """Reads the faces in a film uint8 [T, s, s, 3] with a run's own encoder.
+
+    Args:
+        prior: name of a 3DMM whose expressions have names (`check_detector`); boxes: [T, 3] of the
+            faces.
+    """
+    names = basis.load(prior).expression_names
     read = jax.jit(partial(run.talker.encoder.apply, run.params["prior"]))
     seen = runs.in_batches(lambda f: read(f.astype(jnp.float32) / 255), crop_faces(images, boxes))
     points = encoders.in_image(seen["points"], boxes) * images.shape[1]

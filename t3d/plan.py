@@ -218,7 +218,7 @@ def draw(plan: Plan, path: Path) -> None:
     axes[0].set_ylabel("predicted efficiency")
     axes[0].legend(frameon=False, loc="lower left")
     figure.suptitle(f"{plan.name}, stage {plan.stage}, {plan.cluster.topology}: predicted")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
     pyplot.close(figure)
 
 

@@ -212,6 +212,7 @@ def field_shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], Any]]:
         "novel_colour": ((novel, 3), jnp.uint8),
         "rendered_face": (face, jnp.uint8),
         "row": ((), jnp.int32),
+        "rows": ((2,), jnp.int32),
         "deaf_ear": ((), jnp.int32),
     }
 

@@ -7,6 +7,7 @@ axis `population`; a stage that would come out the same for several members is t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from t3d import talker as talkers
 from t3d.data.parts import fingerprint
 from t3d.run import TEST_TIME, Learner, Prepared
 from t3d.train import sharding, stages, trainer
+from t3d.train.writers import NotFinite
 
 SHARED = ("size", "dtype", "mel_steps")
 # Values of a stage that may be traced, so that members may differ in them; the seed is another.
@@ -36,7 +38,7 @@ def train(
     folder: Path,
     take_over: TakeOver,
     log: Callable[[str], None] = print,
-) -> None:
+) -> dict[Path, str]:
     """Trains all stages of all members.
 
     Args:
@@ -44,20 +46,35 @@ def train(
         folder: takes the populations' checkpoints.
         take_over: (learner, folders of runs) copies the finished stages that would come out alike.
 
+    Returns:
+        why members are not whole, by their folders: those whose loss was not finite; the others go
+        on without them.
+
     Raises:
         UserError, SystemExit: as `trainer.run_population`.
     """
     mesh = sharding.make_mesh(learners[0].config.mesh)
     sharding.check_batches(mesh, learners[0].config, talkers.STAGES)
     runs = [learner.workdir for learner in learners]
+    lost: dict[Path, str] = {}
     _share(learners, runs, take_over)
     for name in talkers.STAGES:
         waiting = [learner for learner in learners if not learner.is_finished(name)]
         for group in _alike(waiting, name):
             several = f", {len(group)} members as one program" if len(group) > 1 else ""
             log(f"{name}: {len(waiting)} members to train{several}")
-            _train_stage(group, name, folder, mesh, log)
+            with contextlib.suppress(NotFinite):  # told below, as of the members of a program
+                _train_stage(group, name, folder, mesh, log)
         _share(learners, runs, take_over)
+        for learner in (learner for learner in waiting if not learner.is_finished(name)):
+            lost[learner.workdir] = (
+                f"stage {name}: the loss was not finite; lower its "
+                f"--config.stages.{name}.learning_rate, or look at its data"
+            )
+        learners = [learner for learner in learners if learner.workdir not in lost]
+        if not learners:
+            break
+    return lost
 
 
 def _share(learners: Sequence[Learner], runs: Sequence[Path], take_over: TakeOver) -> None:

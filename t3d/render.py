@@ -135,9 +135,11 @@ def blink_weights(frames: int, seed: int) -> np.ndarray:
     """How closed the eyes are in each frame [T], 0 to 1: a quarter of a second every 2 to 6 s."""
     rng = np.random.default_rng([seed, 1])
     gaps = rng.uniform(*BLINK_GAP, 1 + int(frames / FPS / BLINK_GAP[0]))
-    off = (np.arange(frames) / FPS)[:, None] - np.cumsum(gaps)
+    time, blinks = np.arange(frames) / FPS, np.cumsum(gaps)
+    after = np.searchsorted(blinks, time).clip(max=len(blinks) - 1)
+    off = np.minimum(*(np.abs(time - blinks[k]) for k in (after, np.maximum(after - 1, 0))))
     lid = 0.5 + 0.5 * np.cos(2 * np.pi * off / BLINK_SECONDS)
-    return np.where(np.abs(off) < BLINK_SECONDS / 2, lid, 0.0).max(1).astype(np.float32)
+    return np.where(off < BLINK_SECONDS / 2, lid, 0.0).astype(np.float32)
 
 
 def with_blinks(motion: Motion, prior: str, closed: np.ndarray) -> Motion:

@@ -50,6 +50,7 @@ from t3d.data.speaker_dataset import FACE_SIZE, META, SpeakerDataset, runs_of
 from t3d.data.threads import prefetched
 from t3d.errors import UserError
 from t3d.metrics import lips
+from t3d.metrics.action_units import ACTION_UNITS
 from t3d.nerf.head import REMAT, View, capacity_of
 from t3d.nerf.rays import Guide, between_heights
 from t3d.peers import headnerf
@@ -473,7 +474,7 @@ def render_frames(
     if illumination is None:
         illumination = np.broadcast_to(speaker.illumination, (frames, 27))
     draw = _drawer(run.talker, standardised)
-    mesh = _render_mesh(batch)
+    mesh, rows = _render_mesh(batch), np.tile(rows_of(run, speaker), (batch, 1))
     params = jax.device_put(run.params, sharding.replicated(mesh))
 
     def asked(start: int) -> tuple[int, HeadCodes, View, int]:
@@ -495,10 +496,16 @@ def render_frames(
 
     # The next frames' rays are found while these are drawn.
     for start, codes, view, capacity in prefetched(map(asked, range(0, frames, batch)), 2):
-        codes, view = jax.device_put((codes, view), sharding.batch_sharding(mesh))
+        given = jax.device_put((codes, view, rows), sharding.batch_sharding(mesh))
         with sharding.on(mesh):
-            drawn = draw(params, codes, view, capacity)
+            drawn = draw(params, *given, capacity)
         yield {name: np.asarray(image)[: frames - start] for name, image in drawn.items()}
+
+
+def rows_of(run: Run, speaker: Speaker) -> tuple[int, int]:
+    """First and end of a speaker's rows in the table of per-frame codes."""
+    later = [other.row for other in run.speakers if other.row > speaker.row]
+    return speaker.row, min(later, default=run.talker.head.frames)
 
 
 def _render_mesh(batch: int) -> Mesh:
@@ -515,10 +522,10 @@ def _guide(guides: Arrays) -> Guide:
 
 @cache
 def _drawer(talker: Talker, standardised: bool) -> Callable:
-    @partial(jax.jit, static_argnums=3)
-    def draw(params, codes, view, capacity):
+    @partial(jax.jit, static_argnums=4)
+    def draw(params, codes, view, rows, capacity):
         sized = replace(talker, head=replace(talker.head, capacity=capacity))
-        seen = talkers.render(sized, params, codes, view)
+        seen = talkers.render(sized, params, codes, view, rows=rows)
         images = {"nerf": _uint8(seen.image), "alpha": seen.alpha, "depth": seen.depth}
         if standardised:
             images["standardised"] = _uint8(talkers.standardise(sized, params, seen.image)[0])
@@ -608,11 +615,12 @@ def train(
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
 
 
+GROUP = 8  # channels that group normalisation takes together
 NEGATIVE = ("nerf.near", "mesh.population", "mesh.data", "mesh.model")  # may be under 0
 COUNTS = re.compile(  # must be 1 or more
     r"size|mel_steps|.*\.(width|judge_width|dim|depth|bottleneck)|nerf\.(rays|samples|features)|"
     r"space\.(au_codes|global_codes|render_every)|"
-    r"stages\..*\.batch_size"
+    r"stages\..*\.(batch_size|steps)"
 )
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -656,11 +664,27 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"config.nerf.chunk={config.nerf.chunk}: must be 0 (all points) or more")
     if config.lip.ears < 1:
         raise UserError(f"config.lip.ears={config.lip.ears}: must be 1 or more")
+    if config.lip.deaf_to_images and not config.lip.code_weight:
+        raise UserError(
+            "config.lip.code_weight=0: nothing would teach the ears, which are deaf to images; set "
+            "--config.lip.deaf_to_images=False --config.lip.ears=1 with it"
+        )
     if config.lip.ears > 1 and not (config.lip.deaf_to_images and config.lip.code_weight):
         raise UserError(
             f"config.lip.ears={config.lip.ears}: images would teach every ear all sounds; set "
             "--config.lip.ears=1, or leave lip.deaf_to_images and lip.code_weight on"
         )
+    if tuple(config.au.units) != ACTION_UNITS:
+        raise UserError(
+            f"config.au.units={tuple(config.au.units)}: datasets hold labels of {ACTION_UNITS}, in "
+            "this order; leave it"
+        )
+    for name in ("sync.width", "sync.judge_width", "prior.width", "au.width"):
+        if values[name] % GROUP:
+            raise UserError(
+                f"config.{name}={values[name]}: must be a multiple of {GROUP}, the channels that "
+                "are normalised together"
+            )
     if not 0 < config.features.rate < math.inf:
         raise UserError(
             f"config.features.rate={config.features.rate:g}: must be the steps a second of "
@@ -872,6 +896,7 @@ class Learner:
             ),
             self.workdir,
             seed,
+            made_of=self._made_of(name),
         )
         return Prepared(stage, training, int(self.rows[-1]), self.capacity, self.facts)
 
@@ -908,6 +933,16 @@ class Learner:
         hearing = name in talkers.HEARING
         heard = map(feature_files.identity, self.features if hearing else ())
         return (self.config.seed, *data, *heard, *needed)
+
+    def _made_of(self, name: str) -> dict[str, Any]:
+        """What decides a stage's outcome beside seed, schedule and the stages before it."""
+        own = {f"{name}.{k}": v for k, v in self.config[name].items() if k not in TEST_TIME}
+        data = [dataset.meta["fingerprint"] for dataset in self.datasets]
+        made_of = {"data": data, "size": self.config.size, "dtype": self.config.dtype, **own}
+        if name in talkers.HEARING:
+            heard = [feature_files.identity(features) for features in self.features]
+            made_of |= {"mel_steps": self.config.mel_steps, "features": heard}
+        return made_of
 
     @cached_property
     def facts(self) -> stages.Facts:
@@ -958,6 +993,7 @@ class Learner:
             self._keep(["oracle_codes"], ["prior"], [], partial(self._oracle_codes, frozen))
         if name == "nerf":
             self._need("row", lambda d, s: np.arange(d.num_frames, dtype=np.int32) + s.row)
+            self._need("rows", _rows)
             what = [self.config.seed, nerf.rays, nerf.sampling, nerf.near, nerf.far]
             what += [_digest(s.hair, s.room) for s in self.speakers]
             names = stages.GUIDE + (stages.NOVEL if stages.looks_from_elsewhere(nerf) else ())
@@ -1210,6 +1246,12 @@ def check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:
                     f"{workdir}: its finished stages had {name}={old.get(key)}, not "
                     f"{new.get(key)}; {remedy}"
                 )
+
+
+def _rows(dataset: SpeakerDataset, speaker: Speaker) -> np.ndarray:
+    """[T, 2] first and end of the speaker's rows in the table of per-frame codes."""
+    own = np.array([speaker.row, speaker.row + dataset.num_frames], np.int32)
+    return np.tile(own, (dataset.num_frames, 1))
 
 
 class _Cycle:

@@ -262,9 +262,8 @@ def _kept(run: Run, dataset: SpeakerDataset, frames: Frames) -> Figures:
         evaluate.find_faces(run, dataset, frames.numbers, images).opening
         for images in (frames.real, real, frames.renders, clean)
     )
-    known = np.isfinite(truth)
     r = {
-        name: lips.pearson(truth[known], np.nan_to_num(opening[known]))
+        name: lips.pearson(*lips.against_truth(truth, opening))
         for name, opening in (("real", again), ("before", before), ("after", after))
     }
     found = _with_interval("real/ssim", ssim(real)) | {"real/mouth_r": r["real"]}

@@ -24,6 +24,7 @@ from t3d.data.parts import write_atomically
 from t3d.errors import UserError
 from t3d.sweep_members import Member, members_of, read_groups, tables_of
 from t3d.train import trainer
+from t3d.train.writers import NotFinite
 
 SHARED = ("seed", "size", "dtype", "mel_steps")  # what every stage's outcome hangs on
 FAILURE = "failed.txt"  # in the folder of a member: why its job ended
@@ -126,6 +127,8 @@ def train_all(
 ) -> None:
     """Trains all members one after another; what is finished is left as it is.
 
+    A member whose loss is not finite is noted in its folder, and the others go on.
+
     Args:
         donor: a run that gives the stages that fit, beside the members themselves.
 
@@ -138,9 +141,25 @@ def train_all(
     donors = [donor] if donor else []
     for member in untrained(members):
         log(f"{members.index(member) + 1}/{len(members)} {member.folder}")
-        train_member(member, [*donors, *(other.folder for other in members)], log)
+        with contextlib.suppress(NotFinite), _noted(member, log):
+            train_member(member, [*donors, *(other.folder for other in members)], log)
     for member in members:
-        _check_whole(member)
+        if _is_trained(member):
+            _check_whole(member)
+
+
+@contextlib.contextmanager
+def _noted(member: Member, log: Callable[[str], None]) -> Iterator[None]:
+    """Keeps the reason why a member fails in its folder, for `state_of`."""
+    failure = checkpoint.writable_folder(member.folder) / FAILURE
+    failure.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        write_atomically(failure, lambda p: p.write_text(reason + "\n"))
+        log(f"{member}: failed: {reason}")
+        raise
 
 
 def train_together(
@@ -169,11 +188,16 @@ def train_together(
         runs.Learner(m.config, [m.speaker], m.folder, out / runs.CACHE, partial(say, member=m))
         for m in members
     ]
-    population.train(learners, out, take_over, log)
+    lost = population.train(learners, out, take_over, log)
     if hosts.is_first():
         shutil.rmtree(out / runs.CACHE, ignore_errors=True)
+        for member in members:
+            with contextlib.suppress(NotFinite), _noted(member, log):
+                if member.folder in lost:
+                    raise NotFinite(lost[member.folder])
     for member in members:
-        _check_whole(member)
+        if _is_trained(member):
+            _check_whole(member)
 
 
 def untrained(members: Iterable[Member]) -> list[Member]:
@@ -226,9 +250,8 @@ def _check_whole(member: Member) -> None:
     """UserError if a stage was kept that was trained on top of others, or otherwise, than now."""
     stages = checkpoint.read_run(member.folder)["stages"]
     for name in talker.STAGES:
-        settings, wanted = stages[name]["settings"], member.config.stages[name].to_dict()
-        schedule = {k: v for k, v in wanted.items() if k not in trainer.SCHEDULE}
-        if settings["config"] != schedule or any(
+        settings, wanted = stages[name]["settings"], member.config.stages[name]
+        if settings["config"] != trainer.fixed_settings(wanted) or any(
             settings["frozen"].get(need) != stages[need]["sha256"] for need in talker.NEEDS[name]
         ):
             raise UserError(
@@ -276,19 +299,13 @@ def run_member(
     if not 0 <= number < len(members):
         raise UserError(f"--member {number}: there are members 0 to {len(members) - 1}")
     member = members[number]
-    failure = checkpoint.writable_folder(member.folder) / FAILURE
-    failure.unlink(missing_ok=True)
     donors = ([donor] if donor else []) + [other.folder for other in members]
-    try:
+    with _noted(member, log):
         _check(member)
         if untrained([member]):
             train_member(member, donors, log)
         _check_whole(member)
         measure_all([member], log)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        write_atomically(failure, lambda p: p.write_text(reason + "\n"))
-        raise
     log(f"{member}: done; it is in {member.folder}")
 
 
@@ -326,7 +343,7 @@ def collect(members: Sequence[Member]) -> tuple[list[Member], str]:
     finished = [member for member in members if (member.group, member.variant) not in places]
     told = "; ".join(f"{member} ({states[member.folder]})" for member in lacking)
     if not finished:
-        raise UserError(f"no member is finished: {told}; run the same command without --collect")
+        raise UserError(f"no member is finished: {told}; run the same command, without --collect")
     line = f"{len(lacking)} of {len(members)} members are missing: {told}" if lacking else ""
     return finished, line
 
@@ -362,18 +379,19 @@ def sweep_command(args) -> None:
         return tell(members)
     if args.member is not None:
         return run_member(members, args.member, donor)
-    missing = ""
-    if args.collect:
-        members, missing = collect(members)
-    elif args.population:
+    if args.population:
         train_together(members, donor, Path(args.out), hosts.say)
-    else:
+    elif not args.collect:
         train_all(members, donor)
+    missing = ""
     if hosts.is_first():
         if not args.collect:
-            measure_all(members)
-        report(args, members, tables, missing)
-    hosts.meet("the sweep is reported")
+            measure_all([member for member in members if _is_trained(member)])
+        finished, missing = collect(members)
+        report(args, finished, tables, missing)
+    missing = hosts.as_first_says(missing)
+    if missing and not args.collect:
+        raise UserError(f"{missing}; the tables are of the others")
 
 
 def _check_options(args) -> None:
@@ -410,5 +428,5 @@ def report(args, members: Sequence[Member], tables: dict, missing: str) -> None:
         evaluate.write_json(path, figures)
     sweep_results.show(figures, groups, tables, below)
     print(*(out / name for name in RESULTS), sep="\n")
-    if missing:
+    if missing and args.collect:
         print(f"t3d: warning: {missing}", file=sys.stderr)

@@ -35,6 +35,7 @@ OPTIONS = {  # of --launcher-option, and what each is without
     },
     "sky": {"accelerators": "L4:1", "bucket": "gs://BUCKET", "mount": ""},
 }
+PATHS = ("features.file", "nerf.init")  # values of the config
 PLACEHOLDER = re.compile("REGISTRY|BUCKET")
 
 
@@ -95,8 +96,10 @@ def options_of(launcher: str, given: Sequence[str]) -> dict[str, str]:
                 f"--launcher-option {text}: {launcher} has {', '.join(options)}; did you mean "
                 f"{near}=VALUE?"
             )
-        if key == "parallel" and not value.isdigit():
-            raise UserError(f"--launcher-option {text}: give a number of jobs at once")
+        if key == "parallel" and not (value.isdecimal() and int(value)):
+            raise UserError(f"--launcher-option {text}: give a number of jobs at once, 1 or more")
+        if key == "selector" and not all("=" in pair for pair in value.split(",") if pair):
+            raise UserError(f"--launcher-option {text}: give selector=LABEL=VALUE[,LABEL=VALUE…]")
         options[key] = value
     return options
 
@@ -112,7 +115,13 @@ def arguments_of(args) -> list[str]:
     found.append(f"--out={os.path.abspath(args.out)}")
     found += [f"--seeds={args.seeds}"] if args.seeds else []
     found += [f"--start-from={os.path.abspath(args.start_from)}"] if args.start_from else []
-    return found + [f"--config.{override}" for override in args.overrides]
+    return found + [f"--config.{_absolute(override)}" for override in args.overrides]
+
+
+def _absolute(override: str) -> str:
+    """An override, with an absolute path if its value is one."""
+    key, _, value = override.partition("=")
+    return f"{key}={os.path.abspath(value)}" if key in PATHS and value else override
 
 
 def _collect(arguments: Sequence[str], json_file: str | None) -> list[str]:
@@ -203,7 +212,13 @@ exec {command}
 def _submit(out: Path) -> None:
     number = _sbatch(out / "sweep.sbatch")
     print(f"submitted: {number}; its log is {out / 'logs'}")
-    tables = _sbatch(f"--dependency=afterany:{number}", out / "collect.sbatch")
+    try:
+        tables = _sbatch(f"--dependency=afterany:{number}", out / "collect.sbatch")
+    except UserError as error:  # the array runs: the whole command again would train all twice
+        raise UserError(
+            f"the array {number} is submitted, what makes the tables after it is not: {error}; "
+            "submit that line alone, or type the sweep's command with --collect at the end"
+        ) from error
     print(f"submitted: {tables}, which makes the tables after it")
 
 
@@ -226,7 +241,7 @@ def jobset(
     arguments: list[str], json_file: str | None, out: Path, members: int, options: dict[str, str]
 ) -> Jobs:
     """A JobSet of one indexed job, an index for each member."""
-    selector = [pair.split("=") for pair in options["selector"].split(",") if pair]
+    selector = [pair.split("=", 1) for pair in options["selector"].split(",") if pair]
     text = JOBSET.format(
         name=_job_name(out),
         members=members,
@@ -299,7 +314,9 @@ def shared_folder(arguments: Sequence[str]) -> str:
     paths = []
     for argument in arguments:
         flag, _, value = argument.partition("=")
-        if flag in ("--data", "--out", "--start-from") or value.endswith(".py"):
+        key = flag.removeprefix("--config.")
+        named = key in ("--data", "--out", "--start-from", *PATHS) or value.endswith(".py")
+        if value and named:
             paths += split_group(value)[1]
     folder = os.path.commonpath(paths)
     if folder == os.sep:

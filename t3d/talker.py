@@ -197,19 +197,25 @@ def style_codes(talker: Talker, params: Params, mel: jax.Array, identity: jax.Ar
     return talker.style.apply(params["speech"]["style"], mel, identity)
 
 
-def fuse(
-    talker: Talker,
-    params: Params,
-    speech: jax.Array,
-    style: jax.Array,
-) -> Motion:
-    """FuseNet on the codes that the run's audio input admits (Table II).
+def admitted(talker: Talker, speech: jax.Array, style: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """f_exp-aud and f_exp-style as the run's audio input admits them (Table II).
 
     'disentangled' takes both; 'speech' sets the style to zero; 'entire' leaves all to the network
     that hears the whole sound and sets f_exp-aud to zero.
     """
     speech = jnp.zeros_like(speech) if talker.inputs == "entire" else speech
     style = jnp.zeros_like(style) if talker.inputs == "speech" else style
+    return speech, style
+
+
+def fuse(
+    talker: Talker,
+    params: Params,
+    speech: jax.Array,
+    style: jax.Array,
+) -> Motion:
+    """FuseNet on the codes that the run's audio input admits."""
+    speech, style = admitted(talker, speech, style)
     expression = talker.fuse.apply(params["speech"]["fuse"], speech, style)
     return Motion(speech=speech, style=style, expression=expression)
 
@@ -257,9 +263,10 @@ def render(
     view: View,
     frame: jax.Array | None = None,
     key: jax.Array | None = None,
+    rows: jax.Array | None = None,
 ) -> Rendering:
-    """The head F̂ as the radiance field sees it (Eq. 4 and 5)."""
-    return talker.head.apply(params["nerf"], codes, view, frame, key)
+    """The head F̂ as the radiance field sees it (Eq. 4 and 5); arguments as of `Head`."""
+    return talker.head.apply(params["nerf"], codes, view, frame, key, rows=rows)
 
 
 def standardise(

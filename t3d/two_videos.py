@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t3d import judges, measure, report
+from t3d import assets, judges, measure, report
 from t3d.data import framing, landmarks, matting, video
 from t3d.data.landmarks import BLENDSHAPES, Landmarks
 from t3d.data.prepare import SMALLEST_SHARE, Bars
@@ -121,6 +121,8 @@ def load_pair(pred, truth) -> Pair:
     infos = [video.probe(path) for path in (pred, truth)]
     _check_lengths([(path, info.duration) for path, info in zip((pred, truth), infos)])
     notes = _shape_notes(pred, truth)
+    for name in ("face_landmarker", "deeplab_v3"):
+        assets.find(name)  # said now, not when it is wanted
     with Bars() as bars, tempfile.TemporaryDirectory() as folder:
         count = round(infos[1].duration * video.FPS)
         frames = bars.over("the real faces", video.read_frames(truth), count)
@@ -134,7 +136,7 @@ def load_pair(pred, truth) -> Pair:
         copy = video.write_video(
             Path(folder) / "copy.mp4", video.read_frames(truth), films["truth"].sound
         )
-        films["reencoded"], _ = _read(copy, square, len(seen.found), bars)
+        films["reencoded"], _ = _read(copy, square, len(seen.found), bars, copied=True)
     counts = [(pred, frames_of_pred), (truth, len(seen.found))]
     count = min(count for _, count in counts)
     ordered = {name: films[name].first(count) for name in ("pred", "reencoded", "truth")}
@@ -233,13 +235,21 @@ def _cut(path: Path, square: Square, seen: Landmarks) -> Film:
     return Film(path, images, _in_square(seen, square), _sound(path))
 
 
-def _read(path: Path, square: Square, most: int, bars: Bars) -> tuple[Film, int]:
-    """The film of another video, at most `most` frames of it, and how many frames it has."""
+def _read(
+    path: Path, square: Square, most: int, bars: Bars, copied: bool = False
+) -> tuple[Film, int]:
+    """The film of another video, at most `most` frames of it, and how many frames it has.
+
+    Args:
+        copied: it is the real video, written anew by us.
+    """
     images, whole = _space(most, square.side, 3), video.read_frames(path)
 
     def frames() -> Iterator[np.ndarray]:
         for k, frame in enumerate(islice(whole, most)):
-            if frame.shape[:2] != square.shape:
+            if copied:  # odd sizes were written with a row or column more
+                frame = frame[: square.shape[0], : square.shape[1]]
+            elif frame.shape[:2] != square.shape:
                 frame = video.resize(frame, square.shape)
             images[k] = square.cut(frame)
             yield frame
@@ -437,6 +447,8 @@ def two_videos_command(args) -> None:
             "--openface-pred and --openface-truth belong together: give OpenFace's tables of both"
         )
     judge = judges.of_folder(args.judge) if args.judge else judges.best(None)
+    for path in filter(None, tables.values()):
+        action_units.read_openface(path)  # what is wrong with it is said now
     pair = load_pair(args.pred, args.truth)
     labels = openface_labels(tables, pair) if all(tables.values()) else None
     found = compare(pair, judge, labels)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from t3d import bench_speech, cli, controls
+from t3d import bench_speech, cli, config, controls
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.prior import basis
 from t3d.prior.encoder import marks_basis
@@ -121,3 +122,25 @@ def test_a_fold_is_trained_measured_and_not_trained_again(clips, assets, tmp_pat
     same = [name for name in found if not name.startswith(("speed/", "stream/"))]
     assert all(found[name] == again[name] for name in same)
     assert 0.5 < found["ridge/mouth_r"] < 0.8
+
+
+def test_a_fold_is_measured_anew_for_another_voice_or_smoothing(dataset, tmp_path, monkeypatch):
+    measured = []
+
+    def figures(run, dataset, voice):
+        measured.append(voice)
+        return {"voice/deviation": float(np.sum(voice))}
+
+    learner = SimpleNamespace(is_finished=lambda name: True)
+    monkeypatch.setattr(bench_speech.runs, "Learner", lambda *_: learner)
+    monkeypatch.setattr(bench_speech.runs, "train", lambda *_: None)
+    monkeypatch.setattr(bench_speech.runs, "open_run", lambda *_: None)
+    monkeypatch.setattr(bench_speech, "series_of", lambda *_: {"a": np.zeros(2)})
+    monkeypatch.setattr(bench_speech, "other_figures", figures)
+    tiny = config.load_config("tiny")
+    smoother = config.load_config("tiny", ["speech.smooth=2.0"])
+    voices = [np.full(3, value) for value in (1.0, 2.0)]
+    for made, voice in ((tiny, voices[0]), (tiny, voices[1]), (smoother, voices[1])) * 2:
+        _, told = bench_speech._fold(made, dataset, tmp_path, voice, bench_speech.STAGES, print)
+        assert told["voice/deviation"] == voice.sum()
+    assert len(measured) == 3

@@ -1,5 +1,8 @@
 """Parameters and training states survive the disk, and damage is noticed."""
 
+import errno
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,8 +173,47 @@ def test_damaged_newest_state_is_named_and_the_one_before_it_taken(tmp_path, how
         assert notes == {"seconds": 1.0}
         store.save(2, state(2), {"seconds": 5.0})
     assert len(lines) == 1 and str(newest) in lines[0] and "\n" not in lines[0]
+    assert (tmp_path / "2.damaged").is_dir()
     with checkpoint.StateStore(tmp_path) as store:
         assert store.restore(template(state(0)))[1] == {"seconds": 5.0}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ESTALE, "Stale file handle"),
+        MemoryError(),
+        ValueError("UNAVAILABLE: the store is busy"),
+        ValueError(f"Error opening file: {os.strerror(errno.EMFILE)}"),
+    ],
+)
+def test_what_cannot_be_read_just_now_is_left_as_it_is(tmp_path, monkeypatch, error):
+    save_states(tmp_path, (1, 2))
+
+    def fail(*args, **options):
+        raise error
+
+    with checkpoint.StateStore(tmp_path) as store:
+        monkeypatch.setattr(store._manager, "restore", fail)
+        with pytest.raises(UserError, match=r"2: cannot be read just now .*left as it is"):
+            store.restore(template(state(0)))
+    with checkpoint.StateStore(tmp_path) as store:
+        assert_same(store.restore(template(state(0)))[0], state(2))
+
+
+def test_a_host_lost_during_a_save_is_not_for_the_user_to_mend(tmp_path, monkeypatch):
+    lost = jax.errors.JaxRuntimeError("UNAVAILABLE: Gloo: connection closed by peer")
+
+    def fail(tree):
+        raise lost
+
+    with checkpoint.StateStore(tmp_path) as store:
+        monkeypatch.setattr(checkpoint, "fingerprint", fail)
+        with pytest.raises(UserError, match="could not be saved"):
+            store.save(1, state(1), {})
+        monkeypatch.setattr(checkpoint.hosts, "in_job", lambda: True)
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            store.save(1, state(1), {})
 
 
 def test_state_of_another_shape_is_a_user_error_and_not_damage(tmp_path):

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from t3d import cli, pages
 from t3d.data import video
+from t3d.data.parts import write_atomically
 from t3d.errors import UserError
 
 
@@ -86,7 +88,7 @@ def test_video_without_a_face(run, tmp_path, assets):
 def test_damaged_models(run, tmp_path, monkeypatch, assets):
     monkeypatch.setenv("T3D_ASSETS", str(tmp_path / "assets"))
     (tmp_path / "assets").mkdir()
-    for name in ("ict_facekit.npz", "face_landmarker.task"):
+    for name in ("ict_facekit.npz", "face_landmarker.task", "deeplab_v3.tflite"):
         (tmp_path / "assets" / name).touch()
     shown = run("prior", "show", "ict", "--out", "sheet.png")
     complains(shown, "ict_facekit.npz: damaged", "t3d assets import ict_facekit")
@@ -284,6 +286,48 @@ def test_trouble_is_one_line_and_debug_shows_where(run, monkeypatch, error, code
         got, lines = run(*arguments)
         assert got == code and len(lines) > 3 and words in lines[-1]
         assert any("in command" in line for line in lines)
+
+
+@pytest.mark.parametrize("command, printed", [("info", 0), ("demo", 9)])
+def test_only_long_work_goes_on_when_nobody_reads_its_output(
+    monkeypatch, tmp_path, command, printed
+):
+    read, write = os.pipe()
+    os.close(read)
+    done = []
+
+    def work(args):
+        for number in range(9):
+            print(number, flush=True)
+            done.append(number)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_later", lambda module, function: work)
+    with open(write, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        assert cli.main([command, "x"] if command == "info" else [command]) == 0
+    assert len(done) == printed
+
+
+def test_a_file_is_no_folder_for_results_nor_what_is_no_plain_file_replaced(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file: is a file; name a folder"):
+        cli.check_writable(tmp_path / "file")
+    cli.check_writable(tmp_path / "file", file=True)
+    (tmp_path / "link").symlink_to("file")
+    write_atomically(tmp_path / "link", lambda path: path.write_text("new"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+    read, write = os.pipe()
+    write_atomically(Path(f"/dev/fd/{write}"), lambda path: path.write_text("figures"))
+    os.close(write)
+    with open(read) as stream:
+        assert stream.read() == "figures"
+
+
+def test_a_folder_where_a_sheet_is_wanted_is_told_at_once(run, tmp_path):
+    (tmp_path / "sheets").mkdir()
+    shown = run("prior", "show", "procedural", "--out", "sheets")
+    complains(shown, "sheets: is a folder; name the file to write")
 
 
 def test_our_own_mistakes_are_not_hidden(run, monkeypatch):

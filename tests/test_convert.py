@@ -158,6 +158,12 @@ def test_other_peoples_files_are_never_replaced(run, converted, tmp_path):
     (tmp_path / "notes" / "a.txt").write_text("mine")
     complains(run("syncnet-v2", path, "--out", "notes", "--force"), "notes", "other files")
     complains(run("syncnet-v2", path, "--out", "notes/a.txt"), "a.txt", "is a file")
+    shutil.copytree(converted, "both")
+    shutil.copy(path, "both")  # where it was downloaded to
+    (tmp_path / "notes" / "weights.json").write_text("{}")
+    for place in ("both", "notes"):
+        complains(run("syncnet-v2", path, "--out", place, "--force"), place, "other files")
+    assert Path("both", path.name).exists() and Path("notes/a.txt").exists()
     assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
 
 

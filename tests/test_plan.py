@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from t3d import camera as cameras
-from t3d import checkpoint, chips, flops, hlo, planning
+from t3d import checkpoint, chips, flops, hlo, plan, planning
 from t3d import talker as talkers
 from t3d.cli import main
 from t3d.config import load_config
@@ -456,3 +457,9 @@ def test_the_papers_size_fits_a_v5e_pod(tmp_path):
     # 16 samples of 32² rays through 8 layers of 384, three times for the gradient, and H_u.
     frame = sum(told["flops_all_chips"].values()) / 2048
     assert 3 * 2 * 16 * 32**2 * 8 * 384**2 < frame < 3 * 2 * 3 * 16 * 32**2 * 8 * 384**2
+
+
+def test_a_picture_is_a_png_whatever_it_is_called(tmp_path):
+    plan_ = SimpleNamespace(weak=(), strong=(), name="", stage="", cluster=described())
+    plan.draw(plan_, tmp_path / "efficiency")
+    assert (tmp_path / "efficiency").read_bytes().startswith(b"\x89PNG")

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import av
 import jax
 import numpy as np
@@ -94,6 +96,11 @@ def test_blinks_last_a_quarter_second_and_come_every_2_to_6_seconds():
     )
     assert lengths.max() <= 7
     np.testing.assert_array_equal(closed, render.blink_weights(60 * 25, seed=3))
+    assert len(render.blink_weights(1, seed=3)) == 1
+    tracemalloc.start()
+    render.blink_weights(3600 * 25, seed=3)  # an hour
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
     assert (closed != render.blink_weights(60 * 25, seed=4)).any()
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -148,3 +149,15 @@ def test_it_goes_with_no_other_measurement(capsys):
         run = [] if "--pred" in other else ["--workdir", "x"]
         assert cli.main(["evaluate", *run, "--space", *other]) == 2
         assert "--space" in capsys.readouterr().err
+
+
+def test_a_frame_without_a_face_does_not_make_the_mouth_follow(
+    untrained, dataset, frames, monkeypatch
+):
+    truth = np.sin(np.arange(len(frames.numbers)))
+    frozen = np.where(truth > 0, 0.5, np.nan)  # a mouth that is never closed, or not found
+    seen = iter([truth, frozen, truth, frozen])
+    monkeypatch.setattr(st, "through", lambda run, images: images)
+    monkeypatch.setattr(st.evaluate, "find_faces", lambda *_: SimpleNamespace(opening=next(seen)))
+    found = st._kept(untrained, dataset, frames)
+    assert found["real/mouth_r"] < 0

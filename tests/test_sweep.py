@@ -9,11 +9,23 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from t3d import checkpoint, evaluate, measure, plots, sweep, sweep_members, sweep_results, talker
+from t3d import (
+    checkpoint,
+    cli,
+    evaluate,
+    measure,
+    plots,
+    population,
+    sweep,
+    sweep_members,
+    sweep_results,
+    talker,
+)
 from t3d import config as configs
 from t3d import run as runs
 from t3d.errors import UserError
 from t3d.train import trainer
+from t3d.train.writers import NotFinite
 
 DATA = [{"path": "d", "name": "d", "sha256": "1", "fingerprint": "f"}]
 
@@ -471,3 +483,63 @@ def test_the_picture_shows_rows_with_intervals_and_single_trainings(measured, fi
     assert list(drawn) == ["full", "bad", "once"] and len(drawn["bad"].singles) == 3
     assert drawn["once"].singles == () and drawn["bad"].low == figures["bad/ssim_low"]
     assert not sweep_results._whiskers(figures, "", "lpips", measured)
+
+
+def test_a_member_whose_loss_is_not_finite_stops_no_other(tmp_path, monkeypatch):
+    members = [SimpleNamespace(folder=tmp_path / name) for name in ("a", "b", "c")]
+
+    def train_member(member, donors, log):
+        if member.folder.name == "b":
+            raise NotFinite("stage nerf: the loss was not finite 10 times")
+        (member.folder / "done").touch()
+
+    monkeypatch.setattr(sweep, "_check", lambda member: None)
+    monkeypatch.setattr(sweep, "untrained", lambda members: members)
+    monkeypatch.setattr(sweep, "train_member", train_member)
+    monkeypatch.setattr(sweep, "_is_trained", lambda member: (member.folder / "done").exists())
+    checked = []
+    monkeypatch.setattr(sweep, "_check_whole", checked.append)
+    lines = []
+    sweep.train_all(members, None, lines.append)
+    assert checked == [members[0], members[2]]
+    assert "loss was not finite" in (tmp_path / "b" / sweep.FAILURE).read_text()
+    assert not (tmp_path / "c" / sweep.FAILURE).exists()
+    assert any("failed: NotFinite: stage nerf" in line for line in lines)
+
+
+def test_a_population_goes_on_without_a_member_whose_loss_is_not_finite(tmp_path, monkeypatch):
+    finished = {}
+
+    class Member:
+        def __init__(self, name):
+            self.workdir, self.config = tmp_path / name, configs.load_config("tiny")
+
+        def is_finished(self, stage):
+            return stage in finished.get(self, ())
+
+    def train_stage(group, name, *_):
+        for member in group:
+            if (member.workdir.name, name) != ("b", "speech"):
+                finished.setdefault(member, set()).add(name)
+
+    monkeypatch.setattr(population, "_alike", lambda waiting, name: [waiting] if waiting else [])
+    monkeypatch.setattr(population, "_train_stage", train_stage)
+    a, b = Member("a"), Member("b")
+    lost = population.train([a, b], tmp_path, lambda *_: None, lambda line: None)
+    assert list(lost) == [b.workdir] and "stage speech" in lost[b.workdir]
+    assert finished[a] == set(talker.STAGES) and "nerf" not in finished[b]
+
+
+def test_a_sweep_with_a_failed_member_has_its_tables_and_an_error(monkeypatch, tmp_path, capsys):
+    members, told = ["one", "two"], []
+    monkeypatch.setattr(sweep, "read_groups", lambda data: {})
+    monkeypatch.setattr(sweep, "members_of", lambda *_: members)
+    monkeypatch.setattr(sweep, "train_all", lambda *_: None)
+    monkeypatch.setattr(sweep, "_is_trained", lambda member: member == "one")
+    monkeypatch.setattr(sweep, "measure_all", lambda members: told.append(("measured", members)))
+    monkeypatch.setattr(sweep, "collect", lambda members: (["one"], "1 of 2 members are missing"))
+    monkeypatch.setattr(sweep, "report", lambda args, members, *_: told.append(members))
+    command = ["sweep", "--config", "sweeps/seeds", "--data", "x", "--out", str(tmp_path)]
+    assert cli.main(command) == 2
+    assert told == [("measured", ["one"]), ["one"]]
+    assert "1 of 2 members are missing" in capsys.readouterr().err

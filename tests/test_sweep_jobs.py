@@ -324,3 +324,36 @@ def test_the_jobset_is_one_to_kubernetes(written, validators):
 
 def test_the_task_is_one_to_skypilot(written, validators):
     assert validators.check_sky(written("sky")) == []
+
+
+@pytest.mark.parametrize(
+    "launcher, option", [("slurm", "parallel=0"), ("slurm", "parallel=²"), ("jobset", "selector=x")]
+)
+def test_options_that_no_cluster_can_use_are_refused(launcher, option):
+    with pytest.raises(UserError, match=f"--launcher-option {option}: give"):
+        sweep_jobs.options_of(launcher, [option])
+
+
+def test_files_that_a_config_names_are_absolute_and_on_the_shared_storage(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["features.file=heard/{name}.npy", "nerf.init=", "seed=4"]
+    args = SimpleNamespace(
+        config="ablations", data=["data/a"], out="out", seeds=None, start_from=None
+    )
+    args.overrides = overrides
+    found = sweep_jobs.arguments_of(args)
+    heard = f"--config.features.file={tmp_path}/heard/{{name}}.npy"
+    assert found[-3:] == [heard, "--config.nerf.init=", "--config.seed=4"]
+    assert sweep_jobs.shared_folder(found) == str(tmp_path)
+
+
+def test_tables_that_slurm_refuses_do_not_make_the_array_run_twice(tmp_path, monkeypatch, capsys):
+    (tmp_path / "sbatch").write_text(
+        '#!/bin/sh\ncase "$*" in *collect*) echo "no GPU asked for" >&2; exit 1;; esac\necho 42\n'
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError) as error:
+        sweep_jobs._submit(tmp_path)
+    assert "the array 42 is submitted" in str(error.value) and "--collect" in str(error.value)
+    assert f"--dependency=afterany:42 {tmp_path / 'collect.sbatch'}" in str(error.value)

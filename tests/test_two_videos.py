@@ -5,6 +5,7 @@ from argparse import Namespace
 from dataclasses import replace
 from itertools import islice
 
+import av
 import numpy as np
 import pytest
 
@@ -328,3 +329,32 @@ def test_the_command_takes_a_judge_from_a_run_with_its_first_stage_alone(
     assert about == {"pred": str(truth), "truth": str(truth)}
     printed = capsys.readouterr().out
     assert "identical" in printed and "report.html" in printed and "NOT proved" in printed
+
+
+def test_the_real_video_written_anew_is_not_stretched_though_its_size_is_odd(truth, tmp_path):
+    frames = islice(video.read_frames(truth), 20)
+    odd = [np.pad(f, ((0, 1), (0, 1), (0, 0)), "edge") for f in frames]
+    fine = np.indices((SIDE + 1, SIDE + 1)).sum(0) % 4 < 2  # of two pixels: a shift shows
+    odd = [np.where(fine[..., None], f, f // 2) for f in odd]
+    path = tmp_path / "odd.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("ffv1", rate=25)
+        stream.height = stream.width = SIDE + 1
+        stream.pix_fmt = "bgr0"
+        for image in odd:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        out.mux(stream.encode(None))
+    side = SIDE + 1
+    square = two_videos.Square((side, side), (side / 2, side / 2, side), side)
+    copy = video.write_video(tmp_path / "copy.mp4", video.read_frames(path))
+    with two_videos.Bars() as bars:
+        film, _ = two_videos._read(copy, square, FRAMES, bars, copied=True)
+    apart = np.abs(film.images[5].astype(float) - odd[5]).mean()
+    assert apart < 6, apart
+
+
+def test_what_is_wrong_with_a_table_is_said_before_the_faces_are_looked_for(monkeypatch, capsys):
+    monkeypatch.setattr(two_videos, "load_pair", lambda *_: pytest.fail("too late"))
+    command = ["evaluate", "--pred", "a.mp4", "--truth", "b.mp4"]
+    assert cli.main([*command, "--openface-pred", "no.csv", "--openface-truth", "no.csv"]) == 2
+    assert "no.csv" in capsys.readouterr().err

@@ -21,8 +21,12 @@ def fingerprint(settings: dict | list) -> str:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a name beside `path`, then renames: `path` is whole or as before.
 
-    Its folder is made if it is not there.
+    Its folder is made if it is not there. What is no plain file (/dev/stdout) is written straight.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        write(path)
+        return
+    path = path.resolve()  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

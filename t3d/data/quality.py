@@ -24,7 +24,8 @@ from t3d.prior.morphable import MorphableModel
 
 Arrays = dict[str, np.ndarray]
 # Where a figure stops being fine. Shares of frames; pixels of face height; degrees; shares of the
-# brightness; decibels of full scale; openings over the eye distance; eye distances; Pearson r.
+# brightness; decibels of full scale; seconds; openings over the eye distance; eye distances;
+# Pearson r.
 WARN = dict(tracked=0.99, elsewhere=0.01, others=0.05, fps=20.0, face=96.0, sharp=96.0, blur=0.5)
 WARN |= dict(yaw=20.0, mouth=0.012, dark=0.2, bright=0.85, light=0.25, flicker=0.02)
 WARN |= dict(

@@ -142,11 +142,11 @@ def read_openface(
     """
     rows = _table(Path(path))
     sources = [_column(path, rows[0], unit) for unit in units]
-    if "face_id" in rows[0]:
-        faces = [row["face_id"] for row in rows]
-        most_seen = max(sorted(set(faces)), key=faces.count)
-        rows = [row for row in rows if row["face_id"] == most_seen]
     try:
+        if "face_id" in rows[0]:
+            faces = [row["face_id"] for row in rows]
+            most_seen = max(sorted(set(faces)), key=faces.count)
+            rows = [row for row in rows if row["face_id"] == most_seen]
         labels = np.array([_presence(row, sources) for row in rows], np.float32)
         return _at_rate(labels, *_clock(rows, fps), fps)
     except (ValueError, TypeError, KeyError) as error:

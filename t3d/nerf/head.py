@@ -85,19 +85,28 @@ class Head(nn.Module):
         if self.latent:  # an empty array could not be saved
             self.latents = self.param("latents", nn.initializers.zeros, (self.frames, self.latent))
 
-    def latent_of(self, frame: jax.Array | None, batch: int) -> jax.Array:
+    def latent_of(
+        self, frame: jax.Array | None, batch: int, rows: jax.Array | None = None
+    ) -> jax.Array:
         """Per-frame codes [B, latent] in training; where no frame is given their mean.
 
         Rows that no training frame has moved from zero do not count, and nothing moves a row but
         its own frame.
+
+        Args:
+            rows: [B, 2] first and end of the rows of each one's speaker; None: all.
         """
         if not self.latent:
             return jnp.zeros((batch, 0))
-        if frame is None:
-            latents = jax.lax.stop_gradient(self.latents)
-            mean = latents.sum(0) / jnp.maximum(jnp.any(latents != 0, -1).sum(), 1)
-            return jnp.broadcast_to(mean, (batch, self.latent))
-        return self.latents[frame]
+        if frame is not None:
+            return self.latents[frame]
+        latents = jax.lax.stop_gradient(self.latents)
+        counts = jnp.any(latents != 0, -1)[None]
+        if rows is not None:
+            place = jnp.arange(self.frames)
+            counts = counts & (place >= rows[:, :1]) & (place < rows[:, 1:])
+        weight = counts / jnp.maximum(counts.sum(-1, keepdims=True), 1)
+        return jnp.broadcast_to(weight @ latents, (batch, self.latent))
 
     def collect(
         self,
@@ -176,17 +185,19 @@ class Head(nn.Module):
         frame: jax.Array | None = None,
         key: jax.Array | None = None,
         image: bool = True,
+        rows: jax.Array | None = None,
     ) -> Rendering:
         """Renders the head.
 
         Args:
             codes: [B, …]; view: [B, …] with F² rays each; frame: [B] rows of the latent table, or
-            None for their mean; key: jitters the samples (training); image: whether one is wanted,
-            or opacity and depth alone. A map behind the head is resized to other rays than its own.
+            None for the mean of `rows` (`latent_of`); key: jitters the samples (training); image:
+            whether one is wanted, or opacity and depth alone. A map behind the head is resized to
+            other rays than its own.
         """
         rays = int(round(view.guide.near.shape[-1] ** 0.5))
         batch = view.head_to_world.shape[0]
-        hit = self.collect(codes, self.latent_of(frame, batch), view, rays, key)
+        hit = self.collect(codes, self.latent_of(frame, batch, rows), view, rays, key)
         # Each ray looks up its own result by its rank among the active ones.
         rank = jnp.cumsum(view.guide.active, -1) - 1
         known = view.guide.active & (rank < self.capacity)
@@ -212,8 +223,9 @@ class Head(nn.Module):
 def capacity_of(active) -> int:
     """Rays to evaluate per image so that no active one of [T, R] is left out.
 
-    A multiple of an eighth of R, so that few programs are compiled whatever the view.
+    A multiple of an eighth of R, and one at least, so that few programs are compiled whatever the
+    view.
     """
     rays = active.shape[-1]
     step = max(1, rays // 8)
-    return min(rays, step * -(-int(active.sum(-1).max()) // step))
+    return min(rays, step * max(1, -(-int(active.sum(-1).max()) // step)))

@@ -399,8 +399,7 @@ def _speech(config: Any, talker: Talker, facts: Facts) -> Stage:
         identity = jnp.where(other, jnp.roll(identity, 1, 0), identity)
         mel = jnp.where(talker.inputs == "speech", 0.0, mel)
         style = talker.style.apply(params["style"], mel, identity, False, rngs={"dropout": keys[1]})
-        speech = jnp.zeros_like(speech) if talker.inputs == "entire" else speech
-        style = jnp.zeros_like(style) if talker.inputs == "speech" else style
+        speech, style = talkers.admitted(talker, speech, style)
         expression = talker.fuse.apply(
             params["fuse"], speech, style, False, rngs={"dropout": keys[2]}
         )
@@ -557,7 +556,9 @@ def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
         total += nerf.mask_weight * terms["mask"]
         if looks_from_elsewhere(nerf):
             painted = is_on(nerf.paint_weight)
-            novel = novel_head.apply(params, codes, novel_view_of(batch), image=painted)
+            novel = novel_head.apply(
+                params, codes, novel_view_of(batch), image=painted, rows=batch["rows"]
+            )
             terms |= from_elsewhere(novel, batch, nerf.l1_weight)
             total += nerf.geometry_weight * (terms["silhouette"] + terms["depth"])
             if painted:
@@ -572,11 +573,12 @@ def _nerf(config: Any, talker: Talker, facts: Facts) -> Stage:
         speech = batch["lip_codes"]
         style = talkers.style_codes(talker, frozen, batch["mel"], batch["identity"])
         motion = talkers.fuse(talker, frozen, speech, style)
-        seen = head.apply(params, _codes(motion, batch), view_of(batch))
+        seen = head.apply(params, _codes(motion, batch), view_of(batch), rows=batch["rows"])
         return {"truth": batch["image"], "render": seen.image}
 
     fields = ("image", "mask", "points68", "mel", "expression", "identity", "albedo")
-    fields += ("illumination", "intrinsics", "head_to_world", "lip_codes", "oracle_codes", "row")
+    fields += ("illumination", "intrinsics", "head_to_world", "lip_codes", "oracle_codes")
+    fields += ("row", "rows")
     fields += GUIDE + (NOVEL if looks_from_elsewhere(nerf) else ())
     return Stage("nerf", fields, init, loss, config.stages.nerf, images)
 
@@ -592,10 +594,15 @@ def _au(config: Any, talker: Talker, facts: Facts) -> Stage:
         return talker.au.init(key, batch["image"])
 
     def loss(params, frozen, batch, key, step):
-        image = augment_faces(key, batch["image"])
+        keys = jax.random.split(key)
+        image = batch["image"]
+        if config.au.crop:  # first: it looks for what is white, and undoes what moves the head
+            image = action_units.lower_face(image)
+        if config.au.augment:
+            image = augment_faces(keys[0], image)
         if config.au.shift:
-            image = move_images(jax.random.fold_in(key, 1), image, config.au.shift)
-        _, logits = talker.au.apply(params, image)
+            image = move_images(keys[1], image, config.au.shift)
+        _, logits = talker.au.clone(crop=False).apply(params, image)
         right = jnp.mean((logits > 0) == (batch["au"] > 0.5))
         loss = action_units.au_loss(logits, batch["au"], prevalence, config.au.even)
         return loss, {"accuracy": right}

@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from t3d import checkpoint, hosts
 from t3d.errors import UserError
 from t3d.train import sharding
-from t3d.train.writers import Monitor, OnHost
+from t3d.train.writers import MAX_BAD_STEPS, Monitor, OnHost
 
 Batch = dict[str, Any]
 Params = Any
@@ -199,7 +200,7 @@ def _update(
 
 def _count(stage: Stage, state: TrainState, loss: jax.Array, finite: jax.Array) -> TrainState:
     steps = stage.config.steps
-    edge = min(EDGE_STEPS, math.ceil(steps / 10))
+    edge = _edge(steps)
     at_edge = jnp.stack([state.step < edge, state.step >= steps - edge]) & finite
     value = jnp.stack([jnp.where(finite, loss, 0.0), 1.0])
     return state.replace(
@@ -208,6 +209,11 @@ def _count(stage: Stage, state: TrainState, loss: jax.Array, finite: jax.Array) 
         bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
         edges=state.edges + at_edge[:, None] * value,
     )
+
+
+def _edge(steps: int) -> int:
+    """Over how many steps loss_first and loss_last are means."""
+    return min(EDGE_STEPS, math.ceil(steps / 10))
 
 
 def keep_best(state: TrainState, loss: jax.Array) -> TrainState:
@@ -273,6 +279,8 @@ class Training:
         seed: of all randomness.
         values: tree of scalars and arrays in which the members of a population differ; see
             `run_population`.
+        made_of: JSON of what else decides the outcome, its data above all, by names: a state that
+            was saved with something else is not gone on with.
         trim: params -> params, on the host: takes off what the member has only for the others'
             sake.
     """
@@ -283,6 +291,7 @@ class Training:
     workdir: Path
     seed: int = 0
     values: Any = ()
+    made_of: dict[str, Any] = field(default_factory=dict)
     trim: Callable[[Params], Params] = lambda params: params
 
 
@@ -307,7 +316,8 @@ def run(
         the stage's params: numpy arrays, as `checkpoint.load_params` reads them.
 
     Raises:
-        UserError: not writable; checkpoints of another config; loss not finite for long.
+        UserError: not writable; checkpoints of another config or other data; loss not finite for
+            long (`NotFinite`).
         SystemExit: 130 or 143 after SIGINT or SIGTERM, when all is saved.
     """
     store = Path(training.workdir) / "checkpoints" / stage.name
@@ -321,7 +331,7 @@ def run_population(
     mesh: Mesh | None = None,
     rules: Sequence[str] = (),
     log: Callable[[str], None] = print,
-) -> list[Params]:
+) -> list[Params | None]:
     """Trains several members as one program, vmapped and sharded over the axis `population`.
 
     The numbers are those of separate runs, to rounding. Where all members have the same frozen
@@ -334,17 +344,17 @@ def run_population(
 
     Returns:
         the params of each member; raises as `run`, but a member whose loss is not finite does not
-        stop the others: its updates are skipped, and it says so.
+        stop the others: it says so, is not recorded as finished, and its params are None.
     """
     store = Path(folder) / "checkpoints" / stage_of(trainings[0].values).name
     return _train(stage_of, trainings, True, store, mesh, rules, log)
 
 
-def _train(stage_of, trainings, stacked, folder, mesh, rules, log) -> list[Params]:
+def _train(stage_of, trainings, stacked, folder, mesh, rules, log) -> list[Params | None]:
     stage = stage_of(trainings[0].values)
     for training in trainings:
         checkpoint.writable_folder(Path(training.workdir))
-    settings = [_settings(stage_of(t.values), t.frozen, t.seed) for t in trainings]
+    settings = [_settings(stage_of(t.values), t) for t in trainings]
     outcomes = [Path(t.workdir) / "params" / stage.name for t in trainings]
     finished = [_is_finished(stage, t.workdir, s, log) for t, s in zip(trainings, settings)]
     if not hosts.as_first_says(all(finished)):
@@ -357,7 +367,9 @@ def _train(stage_of, trainings, stacked, folder, mesh, rules, log) -> list[Param
             checkpoint.StateStore(folder, log) as store,
             sharding.on(mesh),
         ):
-            loop = _Loop(stage_of, members, stacked, settings, store, mesh, rules, log)
+            loop = _Loop(
+                stage_of, members, len(trainings), stacked, settings, store, mesh, rules, log
+            )
             loop.start()
             with _Monitors(stage, trainings, stacked, loop.step, log) as monitor:
                 loop.run(monitor, stop)
@@ -366,28 +378,32 @@ def _train(stage_of, trainings, stacked, folder, mesh, rules, log) -> list[Param
             if stop.signum:
                 raise SystemExit(128 + stop.signum)
     hosts.meet(f"{stage.name} is done")
-    return [checkpoint.load_params(outcome) for outcome in outcomes]
+    return [checkpoint.load_params(o) if o.is_dir() or not stacked else None for o in outcomes]
 
 
-def _settings(stage: Stage, frozen: Frozen, seed: int) -> dict:
-    """What decides the stage's outcome beside its data, as JSON holds it."""
-    config = stage.config.to_dict()
-    config = {key: value for key, value in config.items() if key not in SCHEDULE}
-    shas = {name: checkpoint.params_sha256(params) for name, params in frozen.items()}
-    return json.loads(json.dumps({"seed": seed, "config": config, "frozen": shas}))
+def fixed_settings(config: Any) -> dict:
+    """The values of a stage's config that a finished stage was trained with for good."""
+    return {key: value for key, value in config.to_dict().items() if key not in SCHEDULE}
 
 
-def _changes(old: dict, new: dict) -> str:
-    """Names what differs between two settings; empty if nothing does."""
-    changed = [] if old["seed"] == new["seed"] else ["seed"]
-    keys = {"config": old["config"].keys() | new["config"].keys(), "frozen": new["frozen"].keys()}
-    for group in ("config", "frozen"):
-        changed += [
-            f"{group}.{key}"
-            for key in sorted(keys[group])
-            if old[group].get(key) != new[group].get(key)
-        ]
-    return ", ".join(changed)
+def _settings(stage: Stage, training: Training) -> dict:
+    """What decides the stage's outcome, as JSON holds it."""
+    shas = {name: checkpoint.params_sha256(params) for name, params in training.frozen.items()}
+    settings = {"seed": training.seed, "config": fixed_settings(stage.config), "frozen": shas}
+    return json.loads(json.dumps(settings | {"made_of": training.made_of}))
+
+
+def _changes(old: dict, new: dict, groups: Sequence[str] = ("config", "frozen", "made_of")) -> str:
+    """Names what differs between two settings; empty if nothing does.
+
+    What an earlier t3d did not note counts as the same.
+    """
+    changed = ["seed"] if "config" in groups and old["seed"] != new["seed"] else []
+    for group in groups:
+        was = old.get(group, new[group])
+        keys = was.keys() | new[group].keys() if group == "config" else new[group].keys()
+        changed += [f"{group}.{key}" for key in sorted(keys) if was.get(key) != new[group].get(key)]
+    return ", ".join(changed).replace("made_of.", "")
 
 
 def _is_finished(stage: Stage, workdir: Path, settings: dict, log: Callable[[str], None]) -> bool:
@@ -413,8 +429,9 @@ class _Loop:
     One training has its arrays as they are; a population has them stacked, [M, …].
     """
 
-    def __init__(self, stage_of, trainings, stacked, settings, store, mesh, rules, log):
-        self.stage = stage_of(trainings[0].values)
+    def __init__(self, stage_of, trainings, count, stacked, settings, store, mesh, rules, log):
+        """Args: the trainings, padded; how many of them are wanted."""
+        self.stage, self.count = stage_of(trainings[0].values), count
         self.trainings, self.stacked, self.settings = trainings, stacked, settings
         self.store, self.mesh, self.log = store, mesh, log
         self.shared_batches = all(t.batches is trainings[0].batches for t in trainings)
@@ -497,24 +514,64 @@ class _Loop:
         return jax.vmap(function, in_axes=axes, spmd_axis_name="population")
 
     def start(self) -> None:
-        """Takes the newest saved state, or makes the first one."""
-        template = jax.tree.map(
-            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
-            self.shapes,
-            self.places,
-        )
-        restored = self.store.restore(template)
+        """Takes the newest saved state, or makes the first one.
+
+        Raises:
+            UserError: it was trained on something else, or is finished and was trained otherwise.
+        """
+        restored = self.store.restore(self._template())
         if restored is None:
             self.state = self.init(self.given, self.key, self.first)
             return
-        self.state, notes = restored
+        state, notes = restored
         self.step = notes["step"]
         self.seconds, self.validation = notes["seconds"], notes["validation"]
-        for number, (old, new) in enumerate(zip(notes["settings"], self.settings, strict=True)):
+        steps = self.stage.config.steps
+        for number in range(self.count):
+            old, new = notes["settings"][number], self.settings[number]
             changes = _changes(old, new)
+            if changes and (self.step >= steps or _changes(old, new, ("made_of",))):
+                raise UserError(
+                    f"{self.store.folder}: its state of step {self.step} was trained otherwise "
+                    f"({changes} changed since); give what it had, or delete that folder to train "
+                    f"the stage {self.stage.name} anew"
+                )
             changed = f", with another {changes} than before" if changes else ""
             if number == 0 or changes:
                 self.log(f"{self.stage.name}: goes on from step {self.step}{changed}")
+        before_end = self.step <= steps - _edge(steps)
+
+        def fit(state: TrainState) -> TrainState:
+            if before_end:  # the last steps of a shorter schedule are none of this one
+                state = state.replace(edges=state.edges.at[..., 1, :].set(0.0))
+            return jax.tree.map(self._fit_members, state) if self.stacked else state
+
+        whole = state.step.shape == self.shapes.step.shape
+        donated = {"donate_argnums": 0} if whole else {}
+        self.state = jax.jit(fit, out_shardings=self.places, **donated)(state)
+
+    def _fit_members(self, leaf: jax.Array) -> jax.Array:
+        """The wanted members' rows, padded as this mesh needs it."""
+        return leaf[np.minimum(np.arange(len(self.trainings)), self.count - 1)]
+
+    def _template(self) -> TrainState:
+        """The shapes and places that a saved state is read with.
+
+        A population that was padded for another mesh has another number of members: each device
+        then reads all of them.
+        """
+        shapes, places = self.shapes, self.places
+        saved = self.store.shape_of("step") if self.stacked else None
+        if saved and saved[0] != len(self.trainings) and saved[0] >= self.count:
+            shapes = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct((saved[0], *leaf.shape[1:]), leaf.dtype), shapes
+            )
+            places = jax.tree.map(lambda at: NamedSharding(at.mesh, P(None, *at.spec[1:])), places)
+        return jax.tree.map(
+            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+            shapes,
+            places,
+        )
 
     def run(self, monitor: _Monitors, stop: StopSignal) -> None:
         """Steps until the end; saves and leaves when stopped."""
@@ -581,8 +638,8 @@ class _Loop:
         raise SystemExit(128 + signum)
 
     def finish(self, outcomes: Sequence[Path]) -> None:
-        """Writes each member's params and its entry of run.json."""
-        state, entries = self.state.replace(opt_state=None), []
+        """Writes each member's params and its entry of run.json, unless its loss is not finite."""
+        state, entries = self.state.replace(opt_state=None), {}
         whole = sharding.replicated(self.mesh)
         pick = jax.jit(
             lambda tree, n: jax.tree.map(lambda x: x[n], tree) if self.stacked else tree,
@@ -590,13 +647,13 @@ class _Loop:
         )
         for number, outcome in enumerate(outcomes):
             own = jax.device_get(pick(state, number))
-            if hosts.is_first():
+            if hosts.is_first() and own.bad_steps < MAX_BAD_STEPS:
                 params = self.trainings[number].trim(final_params(own))
                 sha256 = checkpoint.save_params(outcome, params)
-                entries.append(self._summary(number, own, params, len(outcomes)))
-                entries[-1]["sha256"] = sha256
-        for training, entry in zip(self.trainings, entries, strict=False):
-            checkpoint.update_run(training.workdir, stages={self.stage.name: entry})
+                entries[number] = self._summary(number, own, params, len(outcomes))
+                entries[number]["sha256"] = sha256
+        for number, entry in entries.items():
+            checkpoint.update_run(self.trainings[number].workdir, stages={self.stage.name: entry})
 
     def _summary(self, number: int, state: TrainState, params: Params, members: int) -> dict:
         """The stage's entry of run.json."""

@@ -28,6 +28,10 @@ LINES_EVERY = 10.0  # seconds, where no bar can be drawn
 MAX_BAD_STEPS = 10  # in a row
 
 
+class NotFinite(UserError):
+    """A training whose loss was not finite for long."""
+
+
 class Events:
     """TensorBoard's file of a stage; one that cannot be written ends with a line, not the training.
 
@@ -155,7 +159,7 @@ class Monitor:
         """Takes the metrics (scalars, `bad_steps` among them) of the step made from the batch.
 
         Raises:
-            UserError: the loss was not finite `MAX_BAD_STEPS` times in a row; not in a population,
+            NotFinite: the loss was not finite `MAX_BAD_STEPS` times in a row; not in a population,
                 whose other members go on.
         """
         source = {key: batch[key] for key in ("speaker", "frame") if key in batch}
@@ -207,7 +211,7 @@ class Monitor:
             f"update skipped ({_describe(source)})"
         )
         if bad >= MAX_BAD_STEPS:
-            raise UserError(
+            raise NotFinite(
                 f"stage {self.name}: the loss was not finite {bad} steps in a row (up to step "
                 f"{step}); lower --config.stages.{self.name}.learning_rate, or look at the data of "
                 f"{_describe(source)}"

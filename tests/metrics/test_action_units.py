@@ -42,6 +42,13 @@ def test_parted_lips_are_au25():
     np.testing.assert_allclose(intensity[:, 3], 0.08, rtol=1e-6)
 
 
+def test_a_table_that_ends_in_mid_row_is_one_line(tmp_path):
+    head = "frame, face_id, success, " + ", ".join(f"AU{u}_c" for u in (10, 14, 20, 25, 26))
+    (tmp_path / "cut.csv").write_text(f"{head}\n1, 0, 1, 1, 0, 0, 1, 0\n2\n")
+    with pytest.raises(UserError, match="cut.csv: a damaged OpenFace table"):
+        au.read_openface(tmp_path / "cut.csv")
+
+
 def test_a_frame_without_a_face_has_no_labels():
     labels, _ = au.from_blendshapes(np.full((1, 6), np.nan), NAMES, _points(0.1, 1) * np.nan)
     assert np.isnan(labels).all()

@@ -124,6 +124,15 @@ def test_capacity_holds_the_active_rays_in_few_sizes():
         return np.arange(64)[None] < np.array([[count], [1]])
 
     assert [capacity_of(active(n)) for n in (1, 8, 9, 63, 64)] == [8, 8, 16, 64, 64]
+    assert capacity_of(np.zeros((2, 64), bool)) == 8  # a program of no rays there is none
+
+
+def test_each_speaker_is_drawn_with_the_mean_of_its_own_per_frame_codes(params):
+    latents = np.array([[1.0, 0.0], [0.0, 0.0], [-0.5, 2.0]], np.float32)
+    changed = {"params": params["params"] | {"latents": jnp.asarray(latents)}}
+    rows = jnp.array([[0, 2], [2, 3], [0, 3], [1, 2]])
+    means = HEAD.apply(changed, None, 4, rows, method="latent_of")
+    np.testing.assert_allclose(means, [[1, 0], [-0.5, 2], [0.25, 1], [0, 0]])
 
 
 def test_the_mean_of_the_per_frame_codes_counts_trained_rows_and_moves_none(params):

@@ -1,5 +1,7 @@
 """The losses that the stages put together, against their equations written out."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import optax
 import pytest
 
 from t3d import planning
+from t3d import run as runs
 from t3d import talker as talkers
 from t3d.config import load_config
+from t3d.errors import UserError
 from t3d.prior import basis
 from t3d.prior import encoder as encoders
 from t3d.train import stages
@@ -47,6 +51,7 @@ def batch():
         "guide_offset": np.zeros((*near.shape, 3)),
         "guide_active": np.ones(near.shape, bool),
         "row": np.arange(BATCH),
+        "rows": np.tile([0, BATCH], (BATCH, 1)),
     }
     values["deaf_ear"] = np.arange(BATCH)
     codes = ("expression", "lip_codes", "oracle_codes", "silent_codes", "identity_expression")
@@ -76,6 +81,57 @@ def test_the_papers_photometric_loss_is_the_mean_squared_error_of_equation_6(bat
     image = talker.head.apply(params, codes, stages.view_of(batch), batch["row"], keys[1]).image
     expected = np.mean((np.asarray(image) - np.asarray(batch["image"])) ** 2)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_the_au_encoder_learns_from_moved_and_brightened_lower_faces(batch, monkeypatch):
+    """The crop comes before what would be undone by it, or would make white the head."""
+    seen = {}
+
+    def spy(name, function):
+        def spied(*given):
+            seen[name] = function(*given)
+            return seen[name]
+
+        return spied
+
+    for module, name in (
+        (stages.action_units, "lower_face"),
+        (stages, "augment_faces"),
+        (stages, "move_images"),
+    ):
+        monkeypatch.setattr(module, name, spy(name, getattr(module, name)))
+    config, talker, facts = made()
+    stage = stages.make_stages(config, talker, facts)["au"]
+    image = jnp.ones((BATCH, SIZE, SIZE, 3)).at[:, 4:24, 8:20].set(0.4)
+    given = {"image": image, "au": jnp.zeros((BATCH, 5))}
+    params = stage.init(jax.random.key(0), given)
+    stage.loss(params, {}, given, jax.random.key(1), 0)
+    assert list(seen) == ["lower_face", "augment_faces", "move_images"]
+    still = talker.au.apply(params, image)[1]
+    np.testing.assert_allclose(
+        talker.au.clone(crop=False).apply(params, seen["lower_face"])[1], still, atol=1e-5
+    )
+    assert np.abs(seen["move_images"] - seen["augment_faces"]).max() > 0.1
+    config, talker, facts = made("paper=True", "nerf.samples=4")
+    seen.clear()
+    stages.make_stages(config, talker, facts)["au"].loss(params, {}, given, jax.random.key(1), 0)
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("au.units=(10,14)", "datasets hold labels of"),
+        ("au.units=(26,25,20,14,10)", "in this order"),
+        ("au.width=20", "au.width=20: must be a multiple of 8"),
+        ("sync.width=12", "sync.width=12: must be a multiple"),
+        ("lip.code_weight=0.0", "nothing would teach the ears"),
+        ("stages.space.steps=0", "must be 1 or more"),
+    ],
+)
+def test_values_that_no_stage_can_use_are_refused_before_the_first_step(override, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        runs.check_config(load_config("tiny", [override]))
 
 
 @pytest.fixture(scope="module")

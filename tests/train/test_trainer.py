@@ -1,12 +1,15 @@
 """The loop: the same numbers stopped or not, no NaN in the parameters, no time of its own."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -153,6 +156,84 @@ def test_more_steps_go_on_from_the_end(tmp_path):
     assert entry(tmp_path)["steps"] == 30
 
 
+def test_the_last_steps_of_a_shorter_schedule_are_not_those_of_a_longer_one(tmp_path):
+    train(toy_stage(), tmp_path)
+    short = entry(tmp_path)["loss_last"]
+    train(toy_stage(config={"steps": 200, "save_every": 0}), tmp_path)
+    assert entry(tmp_path)["loss_last"] < 0.1 * short
+
+
+def made_of(workdir, **things):
+    return replace(training(workdir), made_of=things)
+
+
+def test_a_state_of_other_data_or_losses_is_not_gone_on_with(tmp_path):
+    with pytest.raises(KeyError):
+        stopped = replace(made_of(tmp_path, data=["a"], weight=1.0), batches=stopping(13))
+        trainer.run(toy_stage(), stopped, log=lambda line: None)
+    for name, value in (("data", ["b"]), ("weight", 0.5)):
+        other = made_of(tmp_path, **dict(data=["a"], weight=1.0) | {name: value})
+        with pytest.raises(UserError, match=rf"state of step 10 .*\({name} changed.*delete that"):
+            trainer.run(toy_stage(), other, log=lambda line: None)
+    lines = []
+    faster = toy_stage(config={"learning_rate": 0.2})  # that may change on the way
+    trainer.run(faster, made_of(tmp_path, data=["a"], weight=1.0), log=lines.append)
+    assert "goes on from step 10, with another config.learning_rate" in lines[0]
+    shutil.rmtree(tmp_path / "params")  # what is left is the state of the last step
+    with pytest.raises(UserError, match="state of step 20 .*config.learning_rate changed"):
+        trainer.run(toy_stage(), made_of(tmp_path, data=["a"], weight=1.0), log=print)
+
+
+def stopping(last):
+    rows = training(None).batches
+    return lambda step, own: itertools.chain(
+        itertools.islice(rows(step, own), max(0, last - step)), _stopped()
+    )
+
+
+def _stopped():
+    raise KeyError("stopped")
+    yield
+
+
+def test_a_member_whose_loss_is_not_finite_is_not_finished_and_the_others_are(tmp_path):
+    good = training(tmp_path / "good")
+    bad = training(tmp_path / "bad", poisoned(range(5, 99)), seed=4)
+    lines = []
+    params = trainer.run_population(
+        lambda _: toy_stage(), [good, bad], tmp_path / "all", log=lines.append
+    )
+    assert np.isfinite(params[0]["w"]).all() and params[1] is None
+    assert entry(tmp_path / "good")["steps"] == 20
+    assert "stages" not in checkpoint.read_run(tmp_path / "bad")
+    assert any("member 1: the loss was not finite" in line for line in lines)
+
+
+def test_a_population_goes_on_though_it_was_padded_for_another_mesh(tmp_path, monkeypatch):
+    names = ("a", "b", "c")
+
+    def members(folder, batches=toy_batches):
+        return [training(folder / n, batches, seed=k) for k, n in enumerate(names)]
+
+    def run(folder, batches=toy_batches):
+        return trainer.run_population(
+            lambda _: toy_stage(), members(folder, batches), folder / "all", log=lambda line: None
+        )
+
+    whole = run(tmp_path / "whole")
+    for pad, stop in ((4, 7), (3, 13), (5, 99)):  # devices come and go
+        monkeypatch.setattr(
+            trainer, "padded", lambda some, _, pad=pad: some + some[-1:] * (pad - len(some))
+        )
+        if stop < 99:
+            with pytest.raises(KeyError):
+                run(tmp_path / "parts", stop_before(stop))
+        else:
+            parts = run(tmp_path / "parts")
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one["w"], other["w"])
+
+
 def test_step_is_traced_once(tmp_path):
     traces = []
 
@@ -169,7 +250,8 @@ def test_parameters_are_donated(tmp_path):
     alone = [training(tmp_path)]
     settings = [{"seed": 3, "config": {}, "frozen": {}}]
     with sharding.on(mesh), checkpoint.StateStore(tmp_path / "states") as store:
-        loop = trainer._Loop(lambda _: toy_stage(), alone, False, settings, store, mesh, (), print)
+        made = (lambda _: toy_stage(), alone, 1, False, settings, store, mesh, (), print)
+        loop = trainer._Loop(*made)
         loop.start()
         before = loop.state
         loop.train_step(loop.given, before, loop.first, loop.key)
