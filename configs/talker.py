@@ -130,8 +130,7 @@ def get_config(paper: bool = False) -> ConfigDict:
         dim=256,
         width=32,
         crop=not paper,  # the encoder looks at the lower part of the face alone
-        augment=not paper,  # brightness, contrast and mirror images of what it looks at
-        shift=0.0 if paper else 0.04,  # most that this is moved and resized by, of its side
+        shift=0.0 if paper else 0.04,  # most that a frame is moved and resized by, of its side
         even=not paper,  # AUs, and frames with an AU on and off, weigh alike in Eq. 7 and 8
     )
     config.space = dict(

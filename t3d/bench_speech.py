@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from t3d import controls, disentanglement, flops, judges, stream
+from t3d import checkpoint, controls, disentanglement, flops, judges, stream
 from t3d import run as runs
 from t3d import talker as talkers
 from t3d.data import video
@@ -215,15 +215,17 @@ def bench_speech(
 
 
 def _fold(config, dataset, workdir: Path, voice, stages, log) -> tuple[Series, Figures]:
-    """Trains and measures one fold, or reads what it measured."""
-    heard = None if voice is None else hashlib.sha256(np.asarray(voice, "f4")).hexdigest()
-    at_test = fingerprint([heard, config.speech.smooth])
-    name = f"{stages[-1]}-{at_test}"
-    stored, told = workdir / f"{name}_series.npz", workdir / f"{name}.json"
+    """Trains and measures one fold, or reads what it measured of these networks and this voice."""
     learner = runs.Learner(config, [dataset], workdir, workdir / runs.CACHE, log)
-    if not told.exists() or not all(map(learner.is_finished, stages)):
-        for name in stages:
-            runs.train(config, [dataset], workdir, name, log)
+    for stage in stages:
+        if not learner.is_finished(stage):
+            runs.train(config, [dataset], workdir, stage, log)
+    done = checkpoint.read_run(workdir)["stages"]
+    heard = None if voice is None else hashlib.sha256(np.asarray(voice, "f4")).hexdigest()
+    made_of = [heard, config.speech.smooth, *(done[stage]["sha256"] for stage in stages)]
+    name = f"{stages[-1]}-{fingerprint(made_of)}"
+    stored, told = workdir / f"{name}_series.npz", workdir / f"{name}.json"
+    if not told.exists():
         run = runs.open_run(workdir, stages)
         series = series_of(run, dataset)
         figures = other_figures(run, dataset, voice) if "speech" in stages else {}

@@ -242,16 +242,6 @@ class StateStore:
         """The newest saved step, or None."""
         return self._manager.latest_step()
 
-    def shape_of(self, name: str) -> tuple[int, ...] | None:
-        """The shape of a leaf of the newest state, by its path; None if that cannot be told."""
-        step = hosts.as_first_says(self.latest_step())
-        if step is None:
-            return None
-        try:
-            return tuple(named_leaves(self._manager.item_metadata(step).state.tree)[name].shape)
-        except Exception:  # `restore` says what is wrong with it
-            return None
-
     def save(self, step: int, state: Any, notes: dict) -> None:
         """Saves a state under its step (returns before it is on disk; see `wait`).
 
@@ -291,7 +281,9 @@ class StateStore:
                 f"saved before are whole: {remedy}, and run the same command again"
             ) from error
 
-    def restore(self, template: Any) -> tuple[Any, dict] | None:
+    def restore(
+        self, template: Any, resized: Callable[[int], Any] | None = None
+    ) -> tuple[Any, dict] | None:
         """The newest state that is whole, with its notes; None if there is none.
 
         A damaged state is named, put aside, and the one before it taken.
@@ -299,13 +291,17 @@ class StateStore:
         Args:
             template: tree of jax.ShapeDtypeStruct with shardings, of the state's structure; the
                 devices need not be those that saved it.
+            resized: of a population, how many members a state holds -> the template to read it
+                with, for states that may hold another number of them.
 
         Raises:
             UserError: the states have other shapes, so another config made them; one cannot be
                 read just now.
         """
         for step in hosts.as_first_says(sorted(self._manager.all_steps(), reverse=True)):
-            restored, damage = self._try(step, template)
+            members = self._members(step) if resized else None
+            fit = resized(members) if members else template
+            restored, damage = self._try(step, fit)
             if restored is not None:
                 return restored
             self.log(
@@ -314,6 +310,14 @@ class StateStore:
             )
             self._put_aside(step)
         return None
+
+    def _members(self, step: int) -> int | None:
+        """How many members a population's state holds; None if that cannot be told."""
+        count = None
+        with contextlib.suppress(Exception):  # `_try` says what is wrong with it
+            leaves = named_leaves(self._manager.item_metadata(step).state.tree)
+            count = int(leaves["step"].shape[0])
+        return hosts.as_first_says(count)
 
     def _try(self, step: int, template: Any) -> tuple[tuple[Any, dict] | None, str]:
         """The state of a step with its notes, or what is wrong with it."""

@@ -140,6 +140,18 @@ def detector_of(dataset: SpeakerDataset) -> str:
     return "mediapipe" if made_by_it and not measures.mediapipe_missing() else "encoder"
 
 
+def check_detector(dataset: SpeakerDataset, for_views: bool = False) -> None:
+    """UserError, before any work, if faces in rendered frames cannot be looked for.
+
+    Args:
+        for_views: also in turned views, for which nothing takes MediaPipe's place.
+    """
+    if for_views and (missing := measures.mediapipe_missing()):
+        raise UserError(f"--views looks for faces with MediaPipe: {missing}")
+    if detector_of(dataset) == "encoder":
+        measures.expression_names(dataset.meta["prior"])
+
+
 def detector_note(dataset: SpeakerDataset) -> str:
     """Why the encoder stands in for the detector that made the dataset; '' where it does not."""
     if detector_of(dataset) == "mediapipe" or not dataset.meta["detector"].startswith("mediapipe"):
@@ -271,7 +283,7 @@ def measure(
         UserError: the split has no frames; faces cannot be found as it is asked for.
     """
     frames = runs.frames_of(dataset, split)
-    measures.check_detector(dataset.meta["prior"], mediapipe=views == "")
+    check_detector(dataset, for_views=views == "")
     speaker = render.speaker_of(run, dataset.name)
     motion = runs.motion_of(run, speaker, runs.hear_clip(run, speaker, dataset), frames)
     truth = truth_of(dataset, frames, run.config.size)

@@ -50,18 +50,22 @@ def supervise(arguments: Sequence[str]) -> int:
     """
     command = [sys.executable, "-P", "-m", "t3d.cli", *arguments]
     child = subprocess.Popen(command, env=os.environ | {CHILD: "1"}, start_new_session=True)
-    interrupted = []
+    interrupted, killed = [], []
 
     def forward(signum: int, _frame: Any) -> None:
         again = signum == signal.SIGINT and signum in interrupted
         interrupted.append(signum)
-        child.kill() if again else child.terminate()
+        if again:
+            killed.append(signum)
+            child.kill()
+        else:
+            child.terminate()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, forward)
     code = child.wait()
-    if code in (128 + signal.SIGTERM, -signal.SIGKILL) and signal.SIGINT in interrupted:
+    if killed or (code == 128 + signal.SIGTERM and signal.SIGINT in interrupted):
         return 128 + signal.SIGINT
     if code >= 0:
         return code

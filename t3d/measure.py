@@ -104,31 +104,31 @@ def mediapipe_missing() -> str:
     return ""
 
 
-def check_detector(prior: str, mediapipe: bool = False) -> None:
-    """UserError, before any work, if faces in a film cannot be found.
+def expression_names(prior: str) -> tuple[str, ...]:
+    """The names of a 3DMM's expressions, which the encoder tells action units by.
 
-    Args:
-        prior: name of the 3DMM, which the encoder tells action units by in MediaPipe's place;
-        mediapipe: whether nothing can take its place.
+    Raises:
+        UserError: they have none.
     """
-    missing = mediapipe_missing()
-    if missing and mediapipe:
-        raise UserError(f"--views looks for faces with MediaPipe: {missing}")
-    if missing and not basis.load(prior).expression_names:
+    names = basis.load(prior).expression_names
+    if not names:
         raise UserError(
             f"the expressions of {prior} have no names to tell action units by; run `t3d assets "
             "fetch face_landmarker`, so that MediaPipe tells them"
         )
+    return names
 
 
 def by_encoder(run: Run, prior: str, boxes: np.ndarray, images: np.ndarray) -> Marks:
     """Reads the faces in a film uint8 [T, s, s, 3] with a run's own encoder.
 
     Args:
-        prior: name of a 3DMM whose expressions have names (`check_detector`); boxes: [T, 3] of the
-            faces.
+        prior: name of the 3DMM; boxes: [T, 3] of the faces.
+
+    Raises:
+        UserError: as `expression_names`.
     """
-    names = basis.load(prior).expression_names
+    names = expression_names(prior)
     read = jax.jit(partial(run.talker.encoder.apply, run.params["prior"]))
     seen = runs.in_batches(lambda f: read(f.astype(jnp.float32) / 255), crop_faces(images, boxes))
     points = encoders.in_image(seen["points"], boxes) * images.shape[1]

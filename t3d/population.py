@@ -65,12 +65,15 @@ def train(
             log(f"{name}: {len(waiting)} members to train{several}")
             with contextlib.suppress(NotFinite):  # told below, as of the members of a program
                 _train_stage(group, name, folder, mesh, log)
-        _share(learners, runs, take_over)
-        for learner in (learner for learner in waiting if not learner.is_finished(name)):
-            lost[learner.workdir] = (
+            bad = [learner.workdir for learner in group if not learner.is_finished(name)]
+            reason = (
                 f"stage {name}: the loss was not finite; lower its "
                 f"--config.stages.{name}.learning_rate, or look at its data"
             )
+            lost |= dict.fromkeys(bad, reason)
+        _share(learners, runs, take_over)
+        for learner in (learner for learner in waiting if not learner.is_finished(name)):
+            lost.setdefault(learner.workdir, f"stage {name}: was lost with that of a member alike")
         learners = [learner for learner in learners if learner.workdir not in lost]
         if not learners:
             break

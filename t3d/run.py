@@ -66,6 +66,7 @@ from t3d.train import sharding, stages, trainer
 CACHE = "cache"  # of a run: arrays that its stages' networks made, until it is finished
 BATCH = 8  # frames that a pass over a clip computes at once
 TEST_TIME = ("smooth",)  # settings that no training reads
+FREE = (*TEST_TIME, "chunk", "remat", "init")  # that may change while a stage trains
 HEARS_NOISE = ("lip", "prior", "speech")  # stages that learn from noisy sound, too
 NOVEL_YAW, NOVEL_PITCH = 45.0, 20.0  # degrees: random cameras, of terms that nobody filmed
 PAINTED, PAINT_SIZE = 48, 256  # frames that tell the surface's colours, most pixels of their side
@@ -615,7 +616,7 @@ def train(
         shutil.rmtree(workdir / CACHE, ignore_errors=True)
 
 
-GROUP = 8  # channels that group normalisation takes together
+GROUP = 8  # of channels, in group normalisation: how many together, or how many groups
 NEGATIVE = ("nerf.near", "mesh.population", "mesh.data", "mesh.model")  # may be under 0
 COUNTS = re.compile(  # must be 1 or more
     r"size|mel_steps|.*\.(width|judge_width|dim|depth|bottleneck)|nerf\.(rays|samples|features)|"
@@ -679,12 +680,17 @@ def check_config(config: ConfigDict) -> None:
             f"config.au.units={tuple(config.au.units)}: datasets hold labels of {ACTION_UNITS}, in "
             "this order; leave it"
         )
-    for name in ("sync.width", "sync.judge_width", "prior.width", "au.width"):
+    for name in ("sync.width", "sync.judge_width", "prior.width"):
         if values[name] % GROUP:
             raise UserError(
                 f"config.{name}={values[name]}: must be a multiple of {GROUP}, the channels that "
                 "are normalised together"
             )
+    if config.au.width % max(1, groups := min(GROUP, config.au.width // 2)):
+        raise UserError(
+            f"config.au.width={config.au.width}: must be a multiple of {groups}, the groups that "
+            "its channels are normalised in"
+        )
     if not 0 < config.features.rate < math.inf:
         raise UserError(
             f"config.features.rate={config.features.rate:g}: must be the steps a second of "
@@ -936,7 +942,7 @@ class Learner:
 
     def _made_of(self, name: str) -> dict[str, Any]:
         """What decides a stage's outcome beside seed, schedule and the stages before it."""
-        own = {f"{name}.{k}": v for k, v in self.config[name].items() if k not in TEST_TIME}
+        own = {f"{name}.{k}": v for k, v in self.config[name].items() if k not in FREE}
         data = [dataset.meta["fingerprint"] for dataset in self.datasets]
         made_of = {"data": data, "size": self.config.size, "dtype": self.config.dtype, **own}
         if name in talkers.HEARING:
@@ -1240,12 +1246,17 @@ def check_same_run(workdir: Path, config: dict, data: list[dict]) -> None:
         old, new = before["config"].get(group), config[group]
         old, new = (v if isinstance(v, dict) else {"": v} for v in (old, new))
         for key in sorted(old.keys() | new.keys()):
-            if key not in TEST_TIME and old.get(key) != new.get(key):
+            if key not in TEST_TIME and _place(key, old.get(key)) != _place(key, new.get(key)):
                 name = f"{group}.{key}".rstrip(".")
                 raise UserError(
                     f"{workdir}: its finished stages had {name}={old.get(key)}, not "
                     f"{new.get(key)}; {remedy}"
                 )
+
+
+def _place(key: str, value: Any) -> Any:
+    """A value of the config as it is compared: paths are absolute."""
+    return os.path.abspath(value) if key == "init" and value else value
 
 
 def _rows(dataset: SpeakerDataset, speaker: Speaker) -> np.ndarray:

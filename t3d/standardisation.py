@@ -386,6 +386,7 @@ def space_command(args) -> None:
     dataset = runs.dataset_of(run, speaker, args.data)
     if note := evaluate.detector_note(dataset):
         print(note)
+    evaluate.check_detector(dataset)
     frames = frames_of(run, speaker, dataset, args.split)
     found = figures(run, speaker, dataset, frames, lambda words: print(f"space: {words}"))
     place = run.workdir / "space.json"

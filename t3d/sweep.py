@@ -47,7 +47,8 @@ def adopt(folder: Path, record: dict, donors: Iterable[Path], log: Callable[[str
     for stage in talker.STAGES:
         outcome = folder / "params" / stage
         mine = checkpoint.read_run(folder).get("stages", {})
-        if outcome.is_dir() and stage in mine:
+        enough = mine.get(stage, {}).get("steps", -1) >= record["config"]["stages"][stage]["steps"]
+        if outcome.is_dir() and enough:
             continue
         for donor, theirs in others:
             if not _fits(stage, record, mine, theirs):
@@ -367,6 +368,7 @@ def tell(members: Sequence[Member]) -> None:
 def sweep_command(args) -> None:
     """`t3d sweep`."""
     _check_options(args)
+    args.overrides = [sweep_jobs.with_whole_path(override) for override in args.overrides]
     groups = read_groups(args.data)
     tables = tables_of(configs.load_module(args.config))
     members = members_of(args.config, args.overrides, groups, Path(args.out), args.seeds)

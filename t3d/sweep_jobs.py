@@ -115,10 +115,10 @@ def arguments_of(args) -> list[str]:
     found.append(f"--out={os.path.abspath(args.out)}")
     found += [f"--seeds={args.seeds}"] if args.seeds else []
     found += [f"--start-from={os.path.abspath(args.start_from)}"] if args.start_from else []
-    return found + [f"--config.{_absolute(override)}" for override in args.overrides]
+    return found + [f"--config.{with_whole_path(override)}" for override in args.overrides]
 
 
-def _absolute(override: str) -> str:
+def with_whole_path(override: str) -> str:
     """An override, with an absolute path if its value is one."""
     key, _, value = override.partition("=")
     return f"{key}={os.path.abspath(value)}" if key in PATHS and value else override

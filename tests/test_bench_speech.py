@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from t3d import bench_speech, cli, config, controls
+from t3d import bench_speech, checkpoint, cli, config, controls
 from t3d.data.speaker_dataset import SpeakerDataset
 from t3d.prior import basis
 from t3d.prior.encoder import marks_basis
@@ -137,6 +137,12 @@ def test_a_fold_is_measured_anew_for_another_voice_or_smoothing(dataset, tmp_pat
     monkeypatch.setattr(bench_speech.runs, "open_run", lambda *_: None)
     monkeypatch.setattr(bench_speech, "series_of", lambda *_: {"a": np.zeros(2)})
     monkeypatch.setattr(bench_speech, "other_figures", figures)
+
+    def trained(number):
+        entries = {name: {"sha256": f"{number}{name}"} for name in bench_speech.STAGES}
+        checkpoint.update_run(tmp_path, stages=entries)
+
+    trained(1)
     tiny = config.load_config("tiny")
     smoother = config.load_config("tiny", ["speech.smooth=2.0"])
     voices = [np.full(3, value) for value in (1.0, 2.0)]
@@ -144,3 +150,6 @@ def test_a_fold_is_measured_anew_for_another_voice_or_smoothing(dataset, tmp_pat
         _, told = bench_speech._fold(made, dataset, tmp_path, voice, bench_speech.STAGES, print)
         assert told["voice/deviation"] == voice.sum()
     assert len(measured) == 3
+    trained(2)
+    bench_speech._fold(tiny, dataset, tmp_path, voices[0], bench_speech.STAGES, print)
+    assert len(measured) == 4

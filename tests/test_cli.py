@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -328,6 +329,30 @@ def test_a_folder_where_a_sheet_is_wanted_is_told_at_once(run, tmp_path):
     (tmp_path / "sheets").mkdir()
     shown = run("prior", "show", "procedural", "--out", "sheets")
     complains(shown, "sheets: is a folder; name the file to write")
+
+
+def test_a_second_interrupt_ends_a_job_that_waits_and_nohup_is_heeded():
+    """The worker ignores what asks it to end, as one does that waits for others."""
+    work = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True);"
+    script = f"""
+import signal, subprocess, sys
+from t3d import hosts
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+start = subprocess.Popen
+work = {work + " time.sleep(60)"!r}
+subprocess.Popen = lambda command, **options: start([sys.executable, "-c", work], **options)
+sys.exit(hosts.supervise([]))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as supervisor:
+        assert supervisor.stdout.readline() == "on\n"
+        for number in (signal.SIGHUP, signal.SIGINT):
+            supervisor.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                supervisor.wait(0.5)
+        supervisor.send_signal(signal.SIGINT)
+        assert supervisor.wait(10) == 130
 
 
 def test_our_own_mistakes_are_not_hidden(run, monkeypatch):

@@ -526,6 +526,7 @@ def test_a_population_goes_on_without_a_member_whose_loss_is_not_finite(tmp_path
     monkeypatch.setattr(population, "_train_stage", train_stage)
     a, b = Member("a"), Member("b")
     lost = population.train([a, b], tmp_path, lambda *_: None, lambda line: None)
+    assert "not finite" in lost[b.workdir]
     assert list(lost) == [b.workdir] and "stage speech" in lost[b.workdir]
     assert finished[a] == set(talker.STAGES) and "nerf" not in finished[b]
 
@@ -543,3 +544,15 @@ def test_a_sweep_with_a_failed_member_has_its_tables_and_an_error(monkeypatch, t
     assert cli.main(command) == 2
     assert told == [("measured", ["one"]), ["one"]]
     assert "1 of 2 members are missing" in capsys.readouterr().err
+
+
+def test_a_stage_that_needs_more_steps_is_taken_over_from_who_has_them(tmp_path):
+    made = record()
+    short, long = (make_run(tmp_path / name, made) for name in ("short", "long"))
+    more = record("stages.lip.steps=120")
+    entry = checkpoint.read_run(long)["stages"]["lip"] | {"steps": 120}
+    checkpoint.update_run(long, config=more["config"], stages={"lip": entry})
+    lines = []
+    sweep.adopt(short, more, [long], lines.append)
+    assert any(line.startswith("lip: taken from") for line in lines)
+    assert checkpoint.read_run(short)["stages"]["lip"]["steps"] == 120

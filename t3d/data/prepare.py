@@ -19,7 +19,7 @@ its splits' frames in meta.json, as runs [first, end) under "frames".
 
 meta.json is written last: a folder that has it is complete. Until then finished parts lie in
 parts/, named by what they were made from, and a rerun goes on after them. A dataset that is
-replaced stays whole until all parts of the new one are there.
+replaced stays whole until all of the new one is there.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ from t3d.prior.morphable import MorphableModel
 from t3d.speech.features import mel
 
 FEWEST_TURNED, FEWEST_OTHERS = 25, 100  # frames that make a test of turned ones worth its while
-PART = re.compile(r"\.?[a-z]+-[0-9a-f]{12}(\.\d+)?\.(npz|bin)")  # a file of parts/
+TFDS, OVERVIEW = "tfds", "overview.mp4"
+PART = re.compile(rf"[a-z]+-[0-9a-f]{{12}}\.(npz|bin)|{TFDS}|{OVERVIEW}")  # what lies in parts/
 SLACK = video.FPS  # frames by which OpenFace's table may be longer or shorter than the clip
 Arrays = dict[str, np.ndarray]
 
@@ -195,7 +196,8 @@ def prepare(
         prior: the 3DMM, a name out of t3d.prior.basis.PRIORS; None: 'ict', 'procedural' for the
             folder of a synthetic speaker.
         size: side of the images in pixels.
-        force: replace the dataset that `out` holds, once the new one can be written.
+        force: replace the dataset that `out` holds, once the new one is made; start an unfinished
+            one anew.
         fold: 0 to 4, the block that a clip under 30 s is tested on (None: 0).
         hold_out_yaw: test on the frames turned by more than these degrees from the median yaw, and
             on nothing else; None: the splits are blocks of time.
@@ -272,7 +274,11 @@ def _finished(out: Path, settings: dict, force: bool) -> dict | None:
         raise UserError(f"{out}: is a file; choose a folder for --out")
     if not _is_ours(out):
         raise UserError(f"{out}: holds other files; choose a new folder for --out")
-    if force or not (out / META).exists():
+    if not (out / META).exists():
+        if force:
+            shutil.rmtree(out / "parts", ignore_errors=True)
+        return None
+    if force:
         return None
     meta = read_meta(out)
     if meta.get("fingerprint") != fingerprint(settings):
@@ -288,8 +294,11 @@ def _is_ours(out: Path) -> bool:
         return True
     if (out / META).exists():
         return (out / "track.npz").exists() or (out / "tfds").exists()
-    parts = out / "parts"
-    return parts.is_dir() and all(PART.fullmatch(path.name) for path in parts.iterdir())
+    if not (out / "parts").is_dir():
+        return False
+    names = {path.name for path in (out / "parts").iterdir()}
+    names = {name for name in names if not name.startswith(".") and name != "Thumbs.db"}
+    return all(map(PART.fullmatch, names)) and (bool(names) or len(list(out.iterdir())) == 1)
 
 
 @contextlib.contextmanager
@@ -337,14 +346,15 @@ class _Preparation:
         heard = video.read_audio(self.clip.path)
         sound = video.at_length(heard, len(seen["found"]))
         meta = self._meta(marks, pictures, track, splits, heard)
+        self._once(TFDS, TFDS, lambda: self._examples(pictures, track, splits.ranges, meta["name"]))
+        self._once("overview", OVERVIEW, lambda: self._overview(pictures, track, sound))
         (self.out / META).unlink(missing_ok=True)  # of the dataset that is replaced from here on
+        shutil.rmtree(self.out / TFDS, ignore_errors=True)
+        for name in (TFDS, OVERVIEW):
+            (self.parts.folder / name).replace(self.out / name)
         _write_sound(self.out / "audio.wav", sound)
         write_atomically(self.out / "mel.npy", lambda p: np.save(p, mel(sound)))
         write_atomically(self.out / "track.npz", lambda p: np.savez(p, **track))
-        self._once(
-            "tfds", "tfds", lambda: self._examples(pictures, track, splits.ranges, meta["name"])
-        )
-        self._once("overview", "overview.mp4", lambda: self._overview(pictures, track, sound))
         meta["seconds"] = round(time.monotonic() - started, 1)
         text = json.dumps(meta, indent=1)  # in ASCII: a file's name may be no text at all
         write_atomically(self.out / META, lambda p: p.write_text(text))
@@ -459,9 +469,9 @@ class _Preparation:
         }
 
     def _once(self, name: str, file: str, make: Callable[[], None]) -> None:
-        """Makes a file or folder of the dataset, unless the one there is of these settings."""
+        """Makes a part that is a file or folder by itself, unless these settings' is there."""
         marker = self.parts.path(name, self.settings)
-        if marker.exists() and (self.out / file).exists():
+        if marker.exists() and (self.parts.folder / file).exists():
             return
         for other in self.parts.folder.glob(f"{name}-*"):
             other.unlink()
@@ -482,7 +492,7 @@ class _Preparation:
                 yield example
 
         splits = tuple(s for s, (first, end) in ranges.items() if end > first)
-        write_examples(self.out / "tfds", self.settings["size"], splits, examples)
+        write_examples(self.parts.folder / TFDS, self.settings["size"], splits, examples)
 
     def _overview(self, pictures, track, sound) -> None:
         mesh = overview.MeshPainter(self.model, track)
@@ -497,8 +507,8 @@ class _Preparation:
             )
 
         count = len(track["found"])
-        film = self.bars.over("overview.mp4", overview.film(paint, count), count)
-        video.write_video(self.out / "overview.mp4", film, sound)
+        film = self.bars.over(OVERVIEW, overview.film(paint, count), count)
+        video.write_video(self.parts.folder / OVERVIEW, film, sound)
 
     def _meta(self, marks, pictures, track, splits: Splits, heard) -> dict:
         turns = Rotation.from_rotvec(track["rotvec"]).as_euler("YXZ", degrees=True)[:, :2].T
@@ -692,4 +702,4 @@ def prepare_command(args) -> None:
         )
     for text in meta["warnings"]:
         print(f"warning: {text}")
-    print(f"see {Path(args.out) / 'overview.mp4'}")
+    print(f"see {Path(args.out) / OVERVIEW}")

@@ -1,6 +1,7 @@
 """Video and sound files in and out, on one clock, with PyAV."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from t3d.errors import UserError
 FPS = 25
 RATE = 16000
 SHORTEST = 1.0  # seconds
-GAP = 0.04  # seconds that sound may stray from its time stamps
+GAP = 0.1  # seconds that sound may stray from its time stamps
 LEAPS = (-1.0, 3600.0)  # seconds; time stamps that go further back or on are not believed
 NOT_PICTURES = ("tty", "image2")  # demuxers that make "video" of text files and of names
 
@@ -181,7 +182,7 @@ def _open(path):
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: cannot be read; check its permissions")
     try:
-        container = av.open(os.path.abspath(path))  # a name with a colon is no protocol then
+        container = av.open(f"file:{path}")  # a name with a colon is no protocol then
     except av.FFmpegError as error:
         raise UserError(
             f"{path}: not a complete video or sound file; give an mp4, mkv, webm, wav, …"
@@ -213,13 +214,13 @@ def _picture_stream(container, path):
 
 
 def _packet_times(container, stream) -> tuple[np.ndarray, float]:
-    """Presentation times in seconds of a stream's packets, and the last one of any stream."""
+    """Presentation times in seconds of a stream's packets, and when the last of all ends."""
     times, last = [], 0.0
     for packet in container.demux():
         stamp = packet.dts if packet.pts is None else packet.pts
         if packet.size and stamp is not None:
             time = float(stamp * packet.time_base)
-            last = max(last, time)
+            last = max(last, time + float((packet.duration or 0) * packet.time_base))
             if packet.stream_index == stream.index:
                 times.append(time)
     return np.array(times), last
@@ -228,8 +229,9 @@ def _packet_times(container, stream) -> tuple[np.ndarray, float]:
 def _joined(frames: Iterable, rate: int) -> tuple[float | None, np.ndarray]:
     """When the sound of some frames begins, in seconds (None without any), and its samples [N].
 
-    What strays by more than `GAP` from the frames' time stamps is put in its place, unless these
-    leap beyond `LEAPS`.
+    What strays by more than `GAP` from the frames' time stamps is put in its place, if the next
+    stamp says the same: a single one may be off. Stamps that leap beyond `LEAPS`, or to before the
+    first one, are those of a clock that began anew.
     """
     resampler = av.AudioResampler(format="fltp", rate=rate)
     begin, pieces = None, [np.zeros(0, np.float32)]
@@ -238,23 +240,28 @@ def _joined(frames: Iterable, rate: int) -> tuple[float | None, np.ndarray]:
     def add(frame) -> None:
         pieces.extend(f.to_ndarray().mean(0) for f in resampler.resample(frame))
 
-    for frame in frames:
-        stamp = start + heard if frame.time is None else frame.time
+    for frame, after in itertools.pairwise(itertools.chain(frames, [None])):
         if begin is None:
-            begin = start = stamp
-        strays = stamp - start - heard
-        if not LEAPS[0] <= strays <= LEAPS[1]:
+            begin = start = frame.time or 0.0
+        length = frame.samples / frame.sample_rate
+        strays = _strays(frame, start + heard)
+        if not max(LEAPS[0], -heard) <= strays <= LEAPS[1]:
             start += strays
-        elif abs(strays) > GAP:
+        elif abs(strays) > GAP and abs(_strays(after, start + heard + length) - strays) <= GAP:
             add(None)
             resampler = av.AudioResampler(format="fltp", rate=rate)
             heard += strays
             pieces = [_to_count(np.concatenate(pieces), round(heard * rate))]
         frame.pts = None
         add(frame)
-        heard += frame.samples / frame.sample_rate
+        heard += length
     add(None)
     return begin, np.concatenate(pieces).astype(np.float32)
+
+
+def _strays(frame, stamp: float) -> float:
+    """Seconds that a frame's own time stamp, if it has one, is after this one."""
+    return 0.0 if frame is None or frame.time is None else frame.time - stamp
 
 
 def _to_count(samples: np.ndarray, count: int) -> np.ndarray:

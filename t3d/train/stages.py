@@ -594,15 +594,10 @@ def _au(config: Any, talker: Talker, facts: Facts) -> Stage:
         return talker.au.init(key, batch["image"])
 
     def loss(params, frozen, batch, key, step):
-        keys = jax.random.split(key)
-        image = batch["image"]
-        if config.au.crop:  # first: it looks for what is white, and undoes what moves the head
-            image = action_units.lower_face(image)
-        if config.au.augment:
-            image = augment_faces(keys[0], image)
+        image = augment_faces(key, batch["image"])
         if config.au.shift:
-            image = move_images(keys[1], image, config.au.shift)
-        _, logits = talker.au.clone(crop=False).apply(params, image)
+            image = move_images(jax.random.fold_in(key, 1), image, config.au.shift)
+        _, logits = talker.au.apply(params, image)
         right = jnp.mean((logits > 0) == (batch["au"] > 0.5))
         loss = action_units.au_loss(logits, batch["au"], prevalence, config.au.even)
         return loss, {"accuracy": right}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 import signal
 import threading
 import time
@@ -374,9 +375,11 @@ def _train(stage_of, trainings, stacked, folder, mesh, rules, log) -> list[Param
             with _Monitors(stage, trainings, stacked, loop.step, log) as monitor:
                 loop.run(monitor, stop)
             store.wait()
-            loop.finish(outcomes)
+            recorded = loop.finish(outcomes)
             if stop.signum:
                 raise SystemExit(128 + stop.signum)
+        if hosts.is_first() and not recorded:  # a state of such members is of no use
+            shutil.rmtree(folder)
     hosts.meet(f"{stage.name} is done")
     return [checkpoint.load_params(o) if o.is_dir() or not stacked else None for o in outcomes]
 
@@ -396,11 +399,12 @@ def _settings(stage: Stage, training: Training) -> dict:
 def _changes(old: dict, new: dict, groups: Sequence[str] = ("config", "frozen", "made_of")) -> str:
     """Names what differs between two settings; empty if nothing does.
 
-    What an earlier t3d did not note counts as the same.
+    What an earlier t3d did not note of what a stage is made of counts as the same.
     """
     changed = ["seed"] if "config" in groups and old["seed"] != new["seed"] else []
     for group in groups:
         was = old.get(group, new[group])
+        was = new[group] | was if group == "made_of" else was
         keys = was.keys() | new[group].keys() if group == "config" else new[group].keys()
         changed += [f"{group}.{key}" for key in sorted(keys) if was.get(key) != new[group].get(key)]
     return ", ".join(changed).replace("made_of.", "")
@@ -519,7 +523,8 @@ class _Loop:
         Raises:
             UserError: it was trained on something else, or is finished and was trained otherwise.
         """
-        restored = self.store.restore(self._template())
+        usual = self._template(len(self.trainings))
+        restored = self.store.restore(usual, self._template if self.stacked else None)
         if restored is None:
             self.state = self.init(self.given, self.key, self.first)
             return
@@ -554,17 +559,15 @@ class _Loop:
         """The wanted members' rows, padded as this mesh needs it."""
         return leaf[np.minimum(np.arange(len(self.trainings)), self.count - 1)]
 
-    def _template(self) -> TrainState:
-        """The shapes and places that a saved state is read with.
+    def _template(self, members: int) -> TrainState:
+        """The shapes and places that a state of so many members is read with.
 
-        A population that was padded for another mesh has another number of members: each device
-        then reads all of them.
+        One that was padded for another mesh is read whole by each device.
         """
         shapes, places = self.shapes, self.places
-        saved = self.store.shape_of("step") if self.stacked else None
-        if saved and saved[0] != len(self.trainings) and saved[0] >= self.count:
+        if self.stacked and members != len(self.trainings) and members >= self.count:
             shapes = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct((saved[0], *leaf.shape[1:]), leaf.dtype), shapes
+                lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape[1:]), leaf.dtype), shapes
             )
             places = jax.tree.map(lambda at: NamedSharding(at.mesh, P(None, *at.spec[1:])), places)
         return jax.tree.map(
@@ -637,8 +640,12 @@ class _Loop:
         )
         raise SystemExit(128 + signum)
 
-    def finish(self, outcomes: Sequence[Path]) -> None:
-        """Writes each member's params and its entry of run.json, unless its loss is not finite."""
+    def finish(self, outcomes: Sequence[Path]) -> int:
+        """Writes each member's params and its entry of run.json, unless its loss is not finite.
+
+        Returns:
+            how many this process has written: the first one does.
+        """
         state, entries = self.state.replace(opt_state=None), {}
         whole = sharding.replicated(self.mesh)
         pick = jax.jit(
@@ -654,6 +661,7 @@ class _Loop:
                 entries[number]["sha256"] = sha256
         for number, entry in entries.items():
             checkpoint.update_run(self.trainings[number].workdir, stages={self.stage.name: entry})
+        return len(entries)
 
     def _summary(self, number: int, state: TrainState, params: Params, members: int) -> dict:
         """The stage's entry of run.json."""

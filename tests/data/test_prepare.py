@@ -252,7 +252,7 @@ def test_stopped_run_goes_on_after_its_finished_parts(speaker, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             prepare(speaker, out, size=SIZE)
     assert not (out / "meta.json").exists() and not (out / "overview.mp4").exists()
-    assert (out / "tfds").exists()
+    assert (out / "parts" / "tfds").exists() and not (out / "tfds").exists()
     with pytest.raises(UserError, match="not finished"):
         SpeakerDataset(out)
     monkeypatch.setattr(prepare_module.tracker, "track", stop)
@@ -418,10 +418,18 @@ def test_a_replaced_dataset_stays_until_the_new_one_can_be_written(
     out = tmp_path / "out"
     out.symlink_to("there")
     (out / "hubert.npy").write_text("features")
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare_module.tracker, "track", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(speaker, out, size=SIZE // 2, force=True)
+    before = {p: p.read_bytes() for p in prepared.rglob("*") if p.is_file()}
+    for module, name in (
+        (prepare_module.tracker, "track"),
+        (prepare_module, "write_examples"),
+        (prepare_module.overview, "film"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(speaker, out, size=SIZE // 2, force=True)
+        for path, content in before.items():
+            assert (out / path.relative_to(prepared)).read_bytes() == content
     assert SpeakerDataset(out).size == SIZE and (out / "parts").exists()
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module.basis, "load", _no_use)
@@ -432,6 +440,21 @@ def test_a_replaced_dataset_stays_until_the_new_one_can_be_written(
     prepare(speaker, out, size=SIZE // 2, force=True)
     assert SpeakerDataset(out).size == SIZE // 2 and not (out / "parts").exists()
     assert (out / "hubert.npy").read_text() == "features"
+
+
+def test_forcing_starts_an_unfinished_one_anew_whatever_a_file_manager_left_in_it(
+    speaker, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module._Preparation, "_splits", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(speaker, tmp_path, size=SIZE)
+    (tmp_path / "parts" / ".DS_Store").touch()
+    assert list((tmp_path / "parts").glob("landmarks-*.npz"))
+    monkeypatch.setattr(prepare_module, "observe", _no_use)
+    with pytest.raises(UserError):
+        prepare(speaker, tmp_path, size=SIZE, force=True)
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def _interrupt(*args, **options):
@@ -450,13 +473,13 @@ def test_settings_taken_back_in_mid_work_leave_no_files_of_others(tmp_path):
 
         def make(size=size):
             made.append(size)
-            (tmp_path / "tfds").write_text(str(size))
+            (parts.folder / "tfds").write_text(str(size))
 
         preparation = prepare_module._Preparation(
             None, tmp_path, None, {"size": size}, None, parts, None
         )
         preparation._once("tfds", "tfds", make)
-        assert (tmp_path / "tfds").read_text() == str(size)
+        assert (parts.folder / "tfds").read_text() == str(size)
     assert made == [64, 32, 64]
 
 

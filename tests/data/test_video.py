@@ -109,11 +109,13 @@ def _frames_of_sound(stamps, samples=1600):
     [
         ((5.0, 5.1, 5.2), [1, 1, 2, 2, 3, 3]),
         ((5.0, None, 5.2), [1, 1, 2, 2, 3, 3]),
-        ((5.0, 5.1, 5.3), [1, 1, 2, 2, 0, 0, 3, 3]),
-        ((5.0, 5.1, 5.15), [1, 1, 2, 3, 3]),  # said twice
-        ((5.0, 5.12, 5.22), [1, 1, 2, 2, 3, 3]),  # less than a frame
+        ((5.0, 5.1, 5.4, 5.5), [1, 1, 2, 2, 0, 0, 0, 0, 3, 3, 4, 4]),
+        ((5.0, 5.1, 5.2, 5.15, 5.25), [1, 1, 2, 4, 4, 5, 5]),  # some of it is there twice
+        ((5.0, 5.18, 5.28), [1, 1, 2, 2, 3, 3]),  # less than may be
+        ((5.0, 5.1, 5.7, 5.3, 5.4), [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]),  # one stamp is off
         ((5.0, 9e4, 9e4 + 0.1), [1, 1, 2, 2, 3, 3]),  # no sound is silent for a day
-        ((5.0, 0.0, 0.3), [1, 1, 2, 2, 0, 0, 0, 0, 3, 3]),  # the clock began anew, then a gap
+        ((5.0, 0.0, 0.3, 0.4), [1, 1, 2, 2, 0, 0, 0, 0, 3, 3, 4, 4]),  # the clock began anew: a gap
+        ((5.0, 4.7, 4.8), [1, 1, 2, 2, 3, 3]),  # to before the first
     ],
 )
 def test_sound_lies_where_its_stamps_say_unless_they_leap(stamps, heard):
@@ -131,11 +133,34 @@ def test_sound_is_cut_or_led_out_to_its_pictures():
     assert len(longer) == 1280 and (longer[:1000] == sound).all() and not longer[1000:].any()
 
 
+def test_a_film_whose_subtitle_outlasts_it_is_whole(tmp_path):
+    video.write_video(tmp_path / "a.mp4", _grey_frames(50), _noise(2))
+    (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:06,500\nhello\n\n")
+    with av.open(str(tmp_path / "a.mp4")) as film, av.open(str(tmp_path / "a.srt")) as words:
+        with av.open(str(tmp_path / "a.mkv"), "w") as out:
+            made = [
+                {s.index: out.add_stream_from_template(s) for s in c.streams} for c in (film, words)
+            ]
+            for container, streams in zip((words, film), made[::-1]):
+                for packet in container.demux():
+                    if packet.dts is not None:
+                        packet.stream = streams[packet.stream.index]
+                        out.mux(packet)
+    with av.open(str(tmp_path / "a.mkv")) as made:
+        assert made.duration / av.time_base == pytest.approx(6.5, abs=0.1)
+    assert video.probe_talking(tmp_path / "a.mkv").duration == pytest.approx(2, abs=0.1)
+
+
 def test_a_name_with_a_colon_is_a_name(tmp_path, monkeypatch):
     video.write_video(tmp_path / "12:30 talk.mp4", _grey_frames(30), _noise(1.2))
     monkeypatch.chdir(tmp_path)
     assert video.probe_talking("12:30 talk.mp4").width == 64
     assert len(video.read_audio("12:30 talk.mp4")) > 19000
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "link").symlink_to(tmp_path / "far" / "deep")
+    (tmp_path / "12:30 talk.mp4").rename(tmp_path / "far" / "a.mp4")
+    assert video.probe_talking("near/link/../a.mp4").width == 64
 
 
 @pytest.mark.parametrize("rate", [12.5, 24, 30, 50])

@@ -207,6 +207,16 @@ def test_a_member_whose_loss_is_not_finite_is_not_finished_and_the_others_are(tm
     assert entry(tmp_path / "good")["steps"] == 20
     assert "stages" not in checkpoint.read_run(tmp_path / "bad")
     assert any("member 1: the loss was not finite" in line for line in lines)
+    for again in range(2):  # alone, and with what is left of it: no state of it is kept
+        made = [bad, training(tmp_path / "other", poisoned(range(99)), seed=5)]
+        rate = 0.1 / (1 + again)
+        lost = trainer.run_population(
+            lambda _, rate=rate: toy_stage(config={"learning_rate": rate}),
+            made,
+            tmp_path / "lost",
+            log=lines.append,
+        )
+        assert lost == [None, None] and not (tmp_path / "lost" / "toy").exists()
 
 
 def test_a_population_goes_on_though_it_was_padded_for_another_mesh(tmp_path, monkeypatch):
@@ -222,6 +232,9 @@ def test_a_population_goes_on_though_it_was_padded_for_another_mesh(tmp_path, mo
 
     whole = run(tmp_path / "whole")
     for pad, stop in ((4, 7), (3, 13), (5, 99)):  # devices come and go
+        if pad == 5:  # and the newest state, which was padded otherwise than the one before it
+            for file in (tmp_path / "parts" / "all" / "10").rglob("d/*"):
+                file.write_bytes(file.read_bytes()[:20])
         monkeypatch.setattr(
             trainer, "padded", lambda some, _, pad=pad: some + some[-1:] * (pad - len(some))
         )
