@@ -145,11 +145,13 @@ def find(name: str) -> Path:
     asset, path = _named(name), look_for(name)
     if path is not None:
         return path
-    remedy = f"`t3d assets import {name} FILE` (from {asset.home})"
+    what = "FOLDER" if name in _FOLDERS else "FILE"
+    remedy = f"`t3d assets import {name} {what}` (from {asset.home})"
     if asset.url:
         remedy = f"`t3d assets fetch {name}`, or {remedy}"
     raise UserError(
         f"{asset.filename} is not on this machine, needed for {asset.use}; run {remedy}"
+        + (", or take --prior procedural, which needs none" if "--prior" in asset.use else "")
     )
 
 

@@ -529,9 +529,9 @@ def _check_hosts(sub: Parser, args: argparse.Namespace) -> None:
 def _check_render(sub: Parser, args: argparse.Namespace) -> None:
     """The recording has one camera, and only --composite reads it."""
     if args.composite and args.camera not in (None, "recorded"):
-        sub.error(f"--camera {args.camera}: --composite shows the recorded camera; leave one away")
+        sub.error(f"--camera {args.camera}: --composite shows the recorded camera; leave one out")
     if args.data and not args.composite:
-        sub.error("--data belongs to --composite; leave it away")
+        sub.error("--data belongs to --composite; leave it out")
     if Path(args.out).suffix.lower() != ".mp4":
         sub.error(f"--out {args.out}: name an .mp4")
 

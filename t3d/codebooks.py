@@ -62,7 +62,9 @@ class Seen:
     away: np.ndarray | None
 
 
-def open_codebooks(workdir: str | Path, places: Sequence[str] = ()) -> tuple[Run, list[Seen]]:
+def open_codebooks(
+    workdir: str | Path, places: str | Path | Sequence[str | Path] = ()
+) -> tuple[Run, list[Seen]]:
     """A run whose space is trained, and the codes that its speakers' test frames find.
 
     Args:
@@ -75,9 +77,10 @@ def open_codebooks(workdir: str | Path, places: Sequence[str] = ()) -> tuple[Run
     run = runs.open_run(workdir, NEEDED)
     if not (run.config.space.use_au or run.config.space.use_global):
         raise UserError(f"{workdir}: its Standardized Space uses neither codebook")
+    places = [places] if isinstance(places, (str, Path)) else places
     if places and len(places) != len(run.speakers):
         names = ", ".join(speaker.name for speaker in run.speakers)
-        raise UserError(f"give the datasets of {names}, in this order")
+        raise UserError(f"{len(places)} datasets are given; give those of {names}, in this order")
     moved = places or [None] * len(run.speakers)
     return run, [
         _look(run, speaker.name, runs.dataset_of(run, speaker, place))

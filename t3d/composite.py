@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 SOLID = (0.5, 0.95)  # opacity at which the head begins to count, and counts fully
 FEATHER = 0.012  # of the picture's side: width over which it fades into the recording
 SPREAD = 0.06  # of the side: how far inwards colours are matched to the recording's
+CRUMB = 0.012  # of the side: half the width of what is none of the head if it hangs by no more
 RIM = 0.05  # of the side: where they are compared, along the head's edge
 
 
@@ -33,7 +35,7 @@ def composite(
     solid = np.clip(
         cv2.resize(np.float32(alpha), (side, side), interpolation=cv2.INTER_CUBIC), 0, 1
     )
-    solid = np.clip((solid - SOLID[0]) / (SOLID[1] - SOLID[0]), 0, 1)
+    solid = _one_piece(np.clip((solid - SOLID[0]) / (SOLID[1] - SOLID[0]), 0, 1))
     if not solid.any():
         return filmed
     weight = _faded(solid, FEATHER * side)[..., None]
@@ -42,6 +44,24 @@ def composite(
     shown += _difference(shown, base.astype(np.float32), solid, mask, side)
     mixed = weight * np.clip(shown, 0, 255) + (1 - weight) * base
     return np.round(mixed).astype(np.uint8)
+
+
+def _one_piece(solid: np.ndarray) -> np.ndarray:
+    """The head alone, without holes: an open mouth that the field sees through shows no recording,
+    and crumbs beside the ears hang in no air."""
+    import cv2
+
+    width = 2 * round(CRUMB * len(solid)) + 1
+    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    head = np.uint8(solid > 0.5)
+    pieces, count = ndimage.label(cv2.morphologyEx(head, cv2.MORPH_OPEN, brush))
+    if not count:
+        return np.zeros_like(solid)
+    main = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    # What the opening took off its outline, and the faint rim around that.
+    reach = cv2.dilate(cv2.dilate(np.uint8(main), brush), np.ones((5, 5), np.uint8)) > 0
+    kept = np.where(reach, solid, 0)
+    return np.where(ndimage.binary_fill_holes(kept > 0.5) & (kept <= 0.5), 1, kept)
 
 
 def _faded(solid: np.ndarray, width: float) -> np.ndarray:

@@ -84,12 +84,12 @@ def _dataset_lines(info: dict) -> list[str]:
 
 
 def _run_lines(info: dict) -> list[str]:
-    lines = [f"config {json.dumps(info.get('config', {}))}"]
+    lines = [f"data {d['name']}: {d['path']} (sha256 {d['sha256']})" for d in info.get("data", ())]
     for name, stage in info["stages"].items():
         state = "finished" if stage["finished"] else "not finished"
         sha256 = f", sha256 {stage['sha256']}" if "sha256" in stage else ""
         lines.append(f"stage {name}: {stage.get('steps', 0)} steps, {state}{sha256}")
-    return lines
+    return [*lines, f"config {json.dumps(info.get('config', {}))}"]
 
 
 def info_command(args) -> None:

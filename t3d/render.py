@@ -24,6 +24,7 @@ from t3d.speech.features import mel
 from t3d.talker import Motion
 
 FPS, RATE = video.FPS, video.RATE
+SOLID = 45.0  # degrees up to which a camera may look from aside
 ORBIT_SECONDS, ORBIT_YAW, ORBIT_PITCH = 8.0, 30.0, 6.0  # a swing there and back; degrees
 BLINK_SECONDS, BLINK_GAP = 0.25, (2.0, 6.0)  # of a blink; from one blink to the next
 SILENT = 1e-3  # peak, of full scale
@@ -71,7 +72,7 @@ def hear(run: Run, speaker: Speaker, audio: np.ndarray, file: str | None = None)
             "sound with --features FILE.npy"
         )
     if file and not speaker.feature_width:
-        raise UserError(f"--features {file}: {run.workdir} was trained on the mel; leave it away")
+        raise UserError(f"--features {file}: {run.workdir} was trained on the mel; leave it out")
     return runs.hear(run.config, speaker, mel(audio), file)
 
 
@@ -247,6 +248,9 @@ def metadata(speaker: Speaker, sound: str) -> dict[str, str]:
 
 def render_command(args) -> None:
     """`t3d render`."""
+    turned = np.abs((np.concatenate(_angles(args.camera or "front", 1)) + 180) % 360 - 180).max()
+    if turned > SOLID:
+        print(f"t3d: warning: --camera {args.camera}: heads are solid up to about {SOLID:g}°")
     audio = read_speech(args.audio)
     run = runs.open_run(args.workdir)
     speaker = speaker_of(run, args.speaker)

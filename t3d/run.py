@@ -550,7 +550,7 @@ def dataset_of(run: Run, speaker: Speaker, moved_to: str | None = None) -> Speak
     if not path.exists():
         raise UserError(
             f"{path}: the dataset that {run.workdir} was trained on is not there; put it back, or "
-            "give its place with --data DIR"
+            "give its place with --data DIR (in Python: its path)"
         )
     dataset = SpeakerDataset(path)
     if dataset.meta["fingerprint"] != entry.get("fingerprint"):

@@ -29,7 +29,8 @@ def look_ahead(config: ConfigDict) -> float:
 
 
 class Stream:
-    """A speaker's motion in the making; equal to `run.motion_of` of the whole sound and its voice.
+    """A speaker's motion in the making; equal to `run.motion_of` of the whole sound and the same
+    voice.
 
         stream = Stream(run, speaker)
         for chunk in microphone:  # any length; 40 ms are one frame
@@ -44,7 +45,8 @@ class Stream:
 
         Args:
             voice: [2, 80] that will speak (`features.voice_of` a mel of some seconds of it); None:
-                the speaker's own.
+                the speaker's own. `t3d render` hears the whole sound before it begins, and takes
+                `voice_of(mel, speaker.voice)`.
 
         Raises:
             UserError: the run hears other features than the mel, which come in a file.
@@ -63,7 +65,7 @@ class Stream:
         self._sound = _Tail(np.zeros(0, np.float32))
         self._mel = _Tail(np.zeros((0, features.BANDS), np.float32))  # what no later sound changes
         self._raw = _Tail(np.zeros((0, 3, 79), np.float32))  # motion before smoothing
-        self._given = 0
+        self._given, self._ended = 0, False
         self._move(np.zeros((self._steps, features.BANDS), np.float32))
 
     def push(self, chunk: np.ndarray) -> list[Motion]:
@@ -71,8 +73,19 @@ class Stream:
 
         Returns:
             Motion of [79] arrays of every frame that is now known, in order; often none or one.
+
+        Raises:
+            UserError: other samples than those; the stream is at its end.
         """
-        self._sound.extend(np.asarray(chunk, np.float32))
+        chunk = np.asarray(chunk)
+        if chunk.ndim != 1 or not np.issubdtype(chunk.dtype, np.floating):
+            raise UserError(
+                f"a chunk of {chunk.dtype} {list(chunk.shape)}: give mono samples at 16 kHz, float "
+                "in [-1, 1], [N] (int16 / 32768; the mean of two channels)"
+            )
+        if self._ended:
+            raise UserError("the stream is finished; make another one for more sound")
+        self._sound.extend(chunk.astype(np.float32))
         if self._sound.end > features.FFT:  # the first steps mirror what is still to come
             self._hear(1 + (self._sound.end - features.FFT // 2) // features.HOP)
         while self._window(self._raw.end)[1] <= self._mel.end:
@@ -81,6 +94,7 @@ class Stream:
 
     def finish(self) -> list[Motion]:
         """The frames that waited for more, now that there is none; the stream is at its end."""
+        self._ended = True
         if not self._sound.end:
             return []
         self._hear(1 + self._sound.end // features.HOP)

@@ -295,10 +295,8 @@ def run_member(
         number: its place among the members; donor: as in `train_all`.
 
     Raises:
-        UserError: no such member, or what `train_all` raises. The reason is kept in failed.txt.
+        UserError: what `train_all` raises. The reason is kept in failed.txt.
     """
-    if not 0 <= number < len(members):
-        raise UserError(f"--member {number}: there are members 0 to {len(members) - 1}")
     member = members[number]
     donors = ([donor] if donor else []) + [other.folder for other in members]
     with _noted(member, log):
@@ -349,17 +347,35 @@ def collect(members: Sequence[Member]) -> tuple[list[Member], str]:
     return finished, line
 
 
-def tell(members: Sequence[Member]) -> None:
+def tell(members: Sequence[Member], donor: Path | None, only: int | None = None) -> None:
     """Prints what a sweep would train and measure.
+
+    Args:
+        donor: as in `train_all`; only: the number of a single member.
 
     Raises:
         UserError: none of it can be.
     """
-    states = [state_of(member) or "finished" for member in members]
-    for number, (member, state) in enumerate(zip(members, states, strict=True)):
-        print(f"{number}: {member} in {member.folder}: {state}")
+    shown = range(len(members)) if only is None else [only]
+    states = [state_of(members[number]) or "finished" for number in shown]
+    for number, state in zip(shown, states, strict=True):
+        taken = _would_take(members[number], donor) if donor else []
+        also = f"; {', '.join(taken)} would be taken from {donor}" if taken else ""
+        print(f"{number}: {members[number]} in {members[number].folder}: {state}{also}")
     if all(state.startswith("failed") for state in states):
-        raise UserError(f"no member can be trained; {members[0]} {states[0]}")
+        raise UserError(f"no member can be trained; {members[shown[0]]} {states[0]}")
+
+
+def _would_take(member: Member, donor: Path) -> list[str]:
+    """The stages that a member lacks and that a run would give it."""
+    record, theirs = runs.record_of(member.config, [member.speaker]), checkpoint.read_run(donor)
+    mine, done = checkpoint.read_run(member.folder).get("stages", {}), _done(member)
+    taken = []
+    for stage in (stage for stage in talker.STAGES if stage not in done):
+        if _fits(stage, record, mine, theirs):
+            mine[stage] = theirs["stages"][stage]
+            taken.append(stage)
+    return taken
 
 
 # ---- the command
@@ -375,10 +391,12 @@ def sweep_command(args) -> None:
     donor = Path(args.start_from) if args.start_from else None
     if donor and not checkpoint.read_run(donor):
         raise UserError(f"--start-from {donor}: no run is there; give the folder of one")
+    if args.member is not None and not 0 <= args.member < len(members):
+        raise UserError(f"--member {args.member}: there are members 0 to {len(members) - 1}")
     if args.launcher != "local":
         return sweep_jobs.launch(args, len(members))
     if args.dry_run:
-        return tell(members)
+        return tell(members, donor, args.member)
     if args.member is not None:
         return run_member(members, args.member, donor)
     if args.population:
@@ -403,9 +421,9 @@ def _check_options(args) -> None:
     if args.launcher == "local" and args.launcher_option:
         raise UserError("--launcher-option: goes with --launcher slurm, jobset or sky")
     if args.launcher != "local" and (args.member is not None or args.collect or args.population):
-        raise UserError("--member, --collect, --population: are done here; leave --launcher away")
+        raise UserError("--member, --collect, --population: are done here; leave --launcher out")
     if args.population and (args.member is not None or args.collect):
-        raise UserError("--population: trains all members; leave --member and --collect away")
+        raise UserError("--population: trains all members; leave --member and --collect out")
     if args.in_job and not args.population:
         raise UserError("--distributed: several hosts train a sweep together with --population")
 

@@ -73,7 +73,7 @@ def variants_of(module: ModuleType, seeds: int | None = None) -> list[Variant]:
     if seeds is None:
         return [Variant(name, _row(name, named), changes) for name, changes in named.items()]
     if any(_without_seed(changes) != changes for changes in named.values()):
-        raise UserError(f"--seeds {seeds}: {module.__file__} has seeds of its own; leave it away")
+        raise UserError(f"--seeds {seeds}: {module.__file__} has seeds of its own; leave it out")
     return [
         Variant(f"{name},{SEED}{seed}", name, (*changes, f"{SEED}{seed}"))
         for name, changes in named.items()
@@ -227,7 +227,7 @@ def _check_seeds(variants: Sequence[Variant], made: Sequence[ConfigDict]) -> Non
         if twin != variant.name:
             raise UserError(
                 f"{twin} and {variant.name}: are the same training, with seed {config.seed}; drop "
-                "one, or leave --config.seed away"
+                "one, or leave --config.seed out"
             )
 
 

@@ -66,9 +66,12 @@ def test_the_named_folder_is_looked_in_before_the_cache(cache, tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", list(assets.ASSETS))
 def test_a_missing_asset_names_its_use_and_the_commands(cache, name):
-    with pytest.raises(UserError, match=f"t3d assets import {name} FILE") as error:
+    what = "FOLDER" if name in ("ict_facekit", "bfm09_expression") else "FILE"
+    with pytest.raises(UserError, match=f"t3d assets import {name} {what}") as error:
         assets.find(name)
     assert assets.ASSETS[name].use in str(error.value) and "\n" not in str(error.value)
+    prior = "--prior" in assets.ASSETS[name].use
+    assert ("take --prior procedural, which needs none" in str(error.value)) == prior
     if assets.ASSETS[name].url:
         assert f"t3d assets fetch {name}" in str(error.value)
 

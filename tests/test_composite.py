@@ -43,6 +43,22 @@ def test_colours_that_are_off_leave_no_seam_and_the_middle_is_the_rendered_one(s
     np.testing.assert_array_equal(found[mask == 0], filmed[mask == 0])
 
 
+def test_the_recording_shows_through_no_hole_in_the_head_and_crumbs_hang_in_no_air(scene):
+    filmed, mask, jaw = scene
+    shown = on_white(np.full_like(filmed, 40), mask)
+    alpha = mask / 255.0
+    alpha[60:70, 56:72] = 0.0  # an open mouth that the field sees through
+    alpha[62:66, 6:12] = 1.0  # a crumb in the air
+    alpha[62:65, 14:28] = 1.0  # and one at the ear
+    found = composite(shown, alpha, filmed, mask, jaw).astype(float)
+    whole = composite(shown, mask / 255.0, filmed, mask, jaw).astype(float)
+    assert np.abs(found - whole)[50:80, 46:82].max() < 2
+    outside = mask == 0
+    outside[56:72, 20:28] = False  # a little of what hangs at the outline stays
+    np.testing.assert_array_equal(found[outside], whole[outside])
+    assert np.abs(whole - filmed)[60:70, 56:72].mean() > 60
+
+
 def test_a_filmed_jaw_under_a_closed_mouth_is_painted_over(scene):
     filmed, mask, jaw = scene
     alpha = mask / 255.0

@@ -5,6 +5,7 @@ import pytest
 
 from t3d import render, stream
 from t3d import run as runs
+from t3d.errors import UserError
 from t3d.speech import features
 
 
@@ -67,3 +68,16 @@ def test_the_shortest_sound_is_a_frame_and_none_is_none(untrained):
     heard = stream.Stream(untrained, untrained.speakers[0])
     assert stream.Stream(untrained, untrained.speakers[0]).finish() == []
     assert heard.push(np.zeros(100, np.float32)) == [] and len(heard.finish()) == 1
+
+
+@pytest.mark.parametrize(
+    "chunk", [np.zeros(640, np.int16), np.zeros((640, 2), np.float32), np.float32(0.5)]
+)
+def test_other_samples_than_it_takes_are_refused(untrained, chunk):
+    heard = stream.Stream(untrained, untrained.speakers[0])
+    with pytest.raises(UserError, match="give mono samples at 16 kHz, float"):
+        heard.push(chunk)
+    heard.push(np.zeros(640, np.float32))
+    heard.finish()
+    with pytest.raises(UserError, match="is finished"):
+        heard.push(np.zeros(640, np.float32))

@@ -330,7 +330,7 @@ def test_a_sweep_that_yields_the_same_twice_is_refused():
 def test_a_seed_on_the_command_line_that_makes_members_alike_is_refused(untrained, tmp_path):
     data = checkpoint.read_run(untrained.workdir)["data"][0]["path"]
     groups = sweep_members.read_groups([data])
-    with pytest.raises(UserError, match="leave --config.seed away"):
+    with pytest.raises(UserError, match="leave --config.seed out"):
         sweep_members.members_of("sweeps/seeds", ["seed=4"], groups, tmp_path)
     first, *_ = sweep_members.members_of("ablations", ["seed=4"], groups, tmp_path)
     assert first.config.seed == 4

@@ -190,6 +190,12 @@ def test_a_member_that_failed_says_why(place, tmp_path, capsys):
 
 
 def test_a_dry_run_tells_the_members_and_writes_nothing(place, tmp_path, capsys):
+    assert cli.main(command(place, tmp_path / "new", "--dry-run", "--member", "9")) == 2
+    assert "there are members 0 to 1" in capsys.readouterr().err
+    assert cli.main(command(place, tmp_path / "new", *place.start, "--dry-run")) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    given = "sync, lip, prior, speech, nerf, au would be taken from"
+    assert all(given in line and "0 of 7 stages are done" in line for line in (first, second))
     assert cli.main(command(place, tmp_path / "new", "--dry-run")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" ")[:2] for line in lines] == [["0:", NAMES[0]], ["1:", NAMES[1]]]

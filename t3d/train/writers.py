@@ -142,6 +142,7 @@ class Monitor:
         self._window: list[dict[str, float]] = []
         self._means: dict[str, float] = {}
         self._began = self._scalars_at = self._line_at = time.monotonic()
+        self._first: tuple[int, float] | None = None  # step taken, and when it was known
         self._bar = _bar(name, start, steps) if self._shows else None
 
     def __enter__(self) -> Monitor:
@@ -194,6 +195,7 @@ class Monitor:
         here = () if self.member is None else self.member
         values = {key: float(value[here]) for key, value in metrics.values.items()}
         self._step = step
+        self._first = self._first or (step, time.monotonic())
         bad = int(values.pop("bad_steps"))
         if not bad:
             self._window.append(values)
@@ -233,12 +235,13 @@ class Monitor:
             self.log(self._line(done, now))
 
     def _line(self, done: int, now: float) -> str:
-        seconds = (now - self._began) / max(done - self.start, 1)
+        said = f"{self.name}: step {done}/{self.steps}, loss {self._means['loss']:.4g}, "
+        first, known = self._first
+        if done - 1 == first:  # compilation is no step
+            return said + f"compiled in {known - self._began:.3g} s"
+        seconds = (now - known) / (done - 1 - first)
         left = seconds * (self.steps - done)
-        return (
-            f"{self.name}: step {done}/{self.steps}, loss {self._means['loss']:.4g}, "
-            f"{seconds:.3g} s a step, {int(left) // 60}:{int(left) % 60:02} left"
-        )
+        return said + f"{seconds:.3g} s a step, {int(left) // 60}:{int(left) % 60:02} left"
 
 
 def _bar(name: str, start: int, steps: int) -> Progress | None:

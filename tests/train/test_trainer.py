@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -480,8 +481,10 @@ def test_record_is_plain_json(tmp_path):
 
 
 def test_lines_of_progress_tell_step_loss_and_time_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers, "LINES_EVERY", 0.0)
-    monkeypatch.setattr(writers, "SCALARS_EVERY", 0.0)
+    for wait in ("LINES_EVERY", "SCALARS_EVERY", "LAG"):
+        monkeypatch.setattr(writers, wait, 0)
     lines = []
     train(toy_stage(), tmp_path, log=lines.append)
     assert lines[-1].startswith("toy: step 20/20, loss ") and lines[-1].endswith(", 0:00 left")
+    assert re.fullmatch(r"toy: step 1/20, loss [\d.]+, compiled in [\d.e-]+ s", lines[0])
+    assert "s a step" in lines[1] and "compiled" not in lines[1]
