@@ -81,7 +81,8 @@ def test_the_field_is_timed_beside_the_machines_ceiling(tmp_path, monkeypatch, c
     assert figures["tiny/field_gradient/flops"] > 2 * figures["tiny/field/flops"]
     assert figures["tiny/frame/flops"] > figures["tiny/field/flops"]
     at_once = bench_nerf.AT_ONCE_ON_CPUS
-    assert figures["tiny/frames/flops"] == pytest.approx(at_once * figures["tiny/frame/flops"])
+    many = at_once * figures["tiny/frame/flops"]  # but for what frames share
+    assert figures["tiny/frames/flops"] == pytest.approx(many, rel=1e-3)
     per_second = figures["tiny/frames/frames_per_second"]
     assert per_second == pytest.approx(at_once / figures["tiny/frames/seconds"])
     assert figures["tiny/frames/points_per_second"] == pytest.approx(1024 * per_second)

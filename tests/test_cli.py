@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -351,8 +352,12 @@ sys.exit(hosts.supervise([]))
             supervisor.send_signal(number)
             with pytest.raises(subprocess.TimeoutExpired):
                 supervisor.wait(0.5)
-        supervisor.send_signal(signal.SIGINT)
-        assert supervisor.wait(10) == 130
+        for _ in range(20):  # on a busy machine two may come as one
+            supervisor.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                supervisor.wait(1)
+                break
+        assert supervisor.poll() == 130
 
 
 def test_our_own_mistakes_are_not_hidden(run, monkeypatch):

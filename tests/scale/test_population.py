@@ -17,6 +17,8 @@ TOLERANCE = 1e-4
 # Rounding grows: at the rate 0.02 of one member its parameters are 2e-7 apart after one step, 2e-5
 # after 4, 1e-4 after 8, 2e-2 after 20 (what Adam makes of gradients that are next to nothing).
 STEPS = 4
+# How much of its way one element may be off: on an old CPU a bias was, by 1 % (3e-3 of the tensor).
+OF_A_STEP = 0.02
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,9 @@ def assert_like_separate_runs(learners, stage, tmp_path):
             assert value.shape == leaves[name].shape
             # of the whole tensor: Adam makes a full step of an element's rounding
             apart = np.linalg.norm(value - leaves[name])
-            assert apart <= TOLERANCE * np.linalg.norm(leaves[name]), f"{number} {name}"
+            moved = STEPS * member.config.stages[stage].learning_rate  # an element, at most
+            allowed = TOLERANCE * np.linalg.norm(leaves[name]) + OF_A_STEP * moved
+            assert apart <= allowed, f"{number} {name}"
 
 
 def test_seeds_rates_weights_and_speakers_as_one_program(learner, other_speaker, tmp_path):
