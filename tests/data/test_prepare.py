@@ -419,8 +419,13 @@ def test_a_replaced_dataset_stays_until_the_new_one_can_be_written(
     out.symlink_to("there")
     (out / "hubert.npy").write_text("features")
     before = {p: p.read_bytes() for p in prepared.rglob("*") if p.is_file()}
+    with np.load(prepared / "track.npz") as track:  # in place of a fit that takes long
+        seen = ("shot", "points68", "lips79", "blendshapes", "found", "face_box", "au")
+        known = {k: track[k] for k in track if k not in (*seen, "au_intensity")}
+    fit = prepare_module._Preparation
+    monkeypatch.setattr(fit, "_fit", lambda *_: dict(known))
     for module, name in (
-        (prepare_module.tracker, "track"),
+        (fit, "_fit"),
         (prepare_module, "write_examples"),
         (prepare_module.overview, "film"),
     ):
