@@ -250,7 +250,8 @@ def render_command(args) -> None:
     """`t3d render`."""
     turned = np.abs((np.concatenate(_angles(args.camera or "front", 1)) + 180) % 360 - 180).max()
     if turned > SOLID:
-        print(f"t3d: warning: --camera {args.camera}: heads are solid up to about {SOLID:g}°")
+        words = f"--camera {args.camera}: heads are solid up to about {SOLID:g}°"
+        print(f"t3d: warning: {words}", file=sys.stderr)
     audio = read_speech(args.audio)
     run = runs.open_run(args.workdir)
     speaker = speaker_of(run, args.speaker)

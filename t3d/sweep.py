@@ -152,15 +152,18 @@ def train_all(
 @contextlib.contextmanager
 def _noted(member: Member, log: Callable[[str], None]) -> Iterator[None]:
     """Keeps the reason why a member fails in its folder, for `state_of`."""
-    failure = checkpoint.writable_folder(member.folder) / FAILURE
-    failure.unlink(missing_ok=True)
+    (checkpoint.writable_folder(member.folder) / FAILURE).unlink(missing_ok=True)
     try:
         yield
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        write_atomically(failure, lambda p: p.write_text(reason + "\n"))
-        log(f"{member}: failed: {reason}")
+        _note(member, error, log)
         raise
+
+
+def _note(member: Member, error: Exception, log: Callable[[str], None]) -> None:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    write_atomically(member.folder / FAILURE, lambda p: p.write_text(reason + "\n"))
+    log(f"{member}: failed: {reason}")
 
 
 def train_together(
@@ -193,9 +196,9 @@ def train_together(
     if hosts.is_first():
         shutil.rmtree(out / runs.CACHE, ignore_errors=True)
         for member in members:
-            with contextlib.suppress(NotFinite), _noted(member, log):
-                if member.folder in lost:
-                    raise NotFinite(lost[member.folder])
+            (member.folder / FAILURE).unlink(missing_ok=True)
+            if member.folder in lost:
+                _note(member, NotFinite(lost[member.folder]), log)
     for member in members:
         if _is_trained(member):
             _check_whole(member)

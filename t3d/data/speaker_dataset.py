@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import io
 import json
 import shutil
@@ -255,10 +254,14 @@ def write_examples(
 def _write(builder: Speaker, folder: Path) -> None:
     try:
         builder.download_and_prepare()
-    except RuntimeError as error:  # in array_record's words, which have no errno
-        if "write() failed" not in str(error) and "No space left" not in str(error):
+    except RuntimeError as error:  # array_record's, without an errno
+        words = str(error).partition("write() failed: ")[2]
+        if not words:
             raise
-        raise OSError(errno.ENOSPC, str(error), str(folder)) from error
+        raise UserError(
+            f"{folder}: cannot be written ({words.splitlines()[0]}); free some space and run the "
+            "same command again"
+        ) from error
 
 
 def encode_image(image: np.ndarray, kind: str) -> bytes:

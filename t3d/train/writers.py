@@ -135,7 +135,7 @@ class Monitor:
     ):
         """Args: folder of TensorBoard's files, None: this host writes none; member: of a
         population, whose metrics are [M] arrays; the first one shows the progress."""
-        self.name, self.start, self.steps, self.log = name, start, steps, log
+        self.name, self.steps, self.log = name, steps, log
         self.member, self._shows = member, folder is not None and not member
         self._events = folder and Events(folder, start, log)
         self._pending: deque = deque()

@@ -395,3 +395,15 @@ def test_half_of_the_sounds_that_are_learned_from_are_noisy_copies(folder):
 def test_a_short_clip_is_met_as_often_as_a_long_one(folder):
     elements = pipeline._balanced([(0, 1), (0, 2), (0, 3), (1, 7), (1, 8)])
     assert elements == [(0, 1), (0, 2), (0, 3), (1, 7), (1, 8), (1, 7)]
+
+
+def test_a_disk_that_takes_no_more_examples_is_one_line(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError(
+            'Failed to finalize writing of split "train": write() failed: No space left on device'
+        )
+
+    monkeypatch.setattr(speaker_dataset.Speaker, "download_and_prepare", fail)
+    with pytest.raises(UserError, match=r"tfds: cannot be written \(No space left on device\)"):
+        speaker_dataset.write_examples(tmp_path / "tfds", 64, ("train",), lambda split: iter(()))
+    assert not list(tmp_path.iterdir())
